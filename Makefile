@@ -1,0 +1,32 @@
+# Each target sets up what it needs on a fresh machine: a virtual environment, pinned packages, the native build.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
+PACKAGES := scikit-build-core pybind11 ninja cmake
+
+.PHONY: demo test bench lint clean
+
+demo: $(VENV)/.built
+	$(BIN)/fastft demo $(ARGS)
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+bench: $(VENV)/.built
+	$(BIN)/python -m pytest bench --benchmark-only $(ARGS)
+	$(BIN)/python -m bench.report
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/csrc/*' | grep -E '\.(h|cuh|cpp|cu)$$')
+
+clean:
+	rm -rf build dist $(VENV)
+
+$(VENV)/.built: constraints.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt $(PACKAGES)
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[demo,test,lint]'
+	touch $@

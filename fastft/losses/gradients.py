@@ -1,0 +1,101 @@
+"""dx, dw and dbias from dz: M rows, D hidden, V vocabulary; x (M, D), w (V, D), dz (M, V).
+
+fp16 alone needs care: gradients of a mean over many tokens lie below its range. There dz is kept divided by a
+power of two per row, and products are fp32 until the upstream gradient is known.
+"""
+
+import torch
+from torch import Tensor
+
+from fastft import dispatch
+from fastft.losses.cross_entropy import rescale
+
+FEW = 2  # chunks whose products may be added in bf16; beyond, rounding each sum would show
+FP16_ROOM = 2.0**10  # where |dz| of a row may reach, of fp16's 65504
+LARGEST_LSE = 128.0
+ROWS = 128
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of products that the upstream gradient will still scale."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def row_scale(rows: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """r (M, 1), powers of two by which dz is to be divided for fp16; `rows` are the coefficients (M, 3)."""
+    if dtype != torch.float16:
+        return None
+    largest = rows.abs() @ rows.new_tensor([1.0, 1.0, 2.0 * LARGEST_LSE])
+    return torch.exp2(torch.frexp(largest).exponent.to(rows.dtype))[:, None] / FP16_ROOM
+
+
+def room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised buffer; on the CPU, where it is large, on huge pages."""
+    buffer = like.new_empty(shape, dtype=dtype)
+    memory, _ = dispatch.load("memory", "cpu")
+    if memory is not None and type(buffer) is Tensor:  # not while tracing
+        memory.advise(buffer)
+    return buffer
+
+
+class Gradients:
+    """Sums over chunks of rows; what is not needed is an empty tensor."""
+
+    def __init__(self, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool], m: int, chunks: int) -> None:
+        """`x` only for its dtype and device; `m` rows will come in `chunks`."""
+        self.need_x, self.need_w, self.need_bias = needs
+        self.dtype = x.dtype
+        sums = torch.float32 if x.dtype == torch.bfloat16 and chunks > FEW else wide(x.dtype)
+        self.w = w.to(wide(x.dtype))
+        self.dx = x.new_empty(m, w.shape[1], dtype=wide(x.dtype)) if self.need_x else x.new_empty(0)
+        self.dw = room(x, *w.shape, dtype=sums) if self.need_w else x.new_empty(0)
+        self.dbias = x.new_zeros(len(w), dtype=torch.promote_types(x.dtype, torch.float32))
+        self.product = room(x, *w.shape) if self.need_w and sums != wide(x.dtype) else None
+        if m == 0:
+            self.dw.zero_()
+
+    def add(self, dz: Tensor, x: Tensor, part: slice, scale: Tensor | None, g: Tensor | float = 1.0) -> None:
+        """One chunk, the rows `part`: dz holds dz / scale, and `g`, a scalar or (M, 1), is the upstream gradient."""
+        if scale is not None:
+            dz, x, g = dz.float() * (scale * g), x.float(), 1.0
+        if self.need_x:
+            dx = self.dx[part]
+            torch.mm(dz, self.w, out=dx)
+            if g != 1.0 if isinstance(g, float) else True:
+                dx.copy_(dx * g)
+        if self.need_w:
+            self._add_to_dw(dz, rescale(x, g), first=part.start == 0)
+        if self.need_bias:
+            self.dbias += column_sum(dz, g)
+
+    def _add_to_dw(self, dz: Tensor, x: Tensor, first: bool) -> None:
+        if self.product is None:
+            self.dw.addmm_(dz.t(), x, beta=0 if first else 1)
+            return
+        torch.mm(dz.t(), x, out=self.product)
+        if first:
+            self.dw.copy_(self.product)
+        else:
+            self.dw.add_(self.product)
+
+    def finish(self, valid: Tensor | None, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """dx (N, D), dw and dbias in `dtype`."""
+        dx = spread(self.dx, valid, n) if self.need_x else self.dx
+        dbias = self.dbias if self.need_bias else self.dbias[:0]
+        return dx.to(dtype), self.dw.to(dtype), dbias.to(dtype, copy=True)
+
+
+def column_sum(dz: Tensor, g: Tensor | float) -> Tensor:
+    """sum_i g_i dz_i in at least fp32."""
+    dtype = torch.promote_types(dz.dtype, torch.float32)
+    if isinstance(g, float) or g.dim() == 0:
+        return dz.sum(0, dtype=dtype) * g
+    total = dz.new_zeros(dz.shape[1], dtype=dtype)
+    for start in range(0, len(dz), ROWS):
+        total += (dz[start : start + ROWS] * g[start : start + ROWS]).sum(0, dtype=dtype)
+    return total
+
+
+def spread(rows: Tensor, valid: Tensor | None, n: int) -> Tensor:
+    """(M, D) to (N, D), zero where the position is not in `valid`."""
+    return rows if valid is None else rows.new_zeros(n, rows.shape[1]).index_copy_(0, valid, rows)

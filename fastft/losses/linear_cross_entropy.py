@@ -1,0 +1,183 @@
+"""Head and loss in one: the projection runs on supervised rows only, and logits become their gradient in place."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastft.losses import arguments, gradients, schedule
+from fastft.losses.cross_entropy import accumulation_dtype, differentiable, known_scalar, probabilities, rescale
+from fastft.losses.reduction import coefficients, ignore_weightless, loss_stats
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    token_weight: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    z_loss: float = 0.0,
+    num_items: float | Tensor | None = None,
+    valid: Tensor | None = None,
+    memory_budget: int | None = None,
+    return_stats: bool = False,
+    backend: str = "auto",
+) -> Any:
+    r"""`cross_entropy(input @ linear_weight.T + linear_bias, target)` paying for supervised tokens only.
+
+    A superset of `torch.nn.functional.linear_cross_entropy`. With N tokens of which M are supervised,
+    `x` the hidden states and `W` the head, `z = cap(logit_scale * (x W^T + bias))`; the loss, its options,
+    statistics and errors are those of `fastft.losses.cross_entropy`. Cost: 6 M V D flop and `memory_budget`
+    beyond the gradients, whatever N is. Ignored rows of `input`, NaN included, reach neither the loss nor a
+    gradient; their own gradient is exactly 0.
+
+    Args:
+        input: hidden states `(..., D)`, fp16, bf16, fp32 or fp64; under `torch.autocast` it and the head are
+            cast as `F.linear` would.
+        linear_weight: `(V, D)`, of input's dtype. A head that needs no gradient costs no gradient.
+        target: class indices `(...)`, int64 (class probabilities: torch's own path, full logits).
+        linear_bias: `(V,)`.
+        ignore_index: as in torch; None, torch's default here, means -100.
+        valid: positions of the supervised tokens in the flattened `target`, int64, ascending, each once: spares
+            the GPU synchronisation that finding them costs. What it leaves out is ignored.
+        memory_budget: bytes for logits. If all M rows fit, they are kept for backward; else rows go through
+            in equal chunks. None: 256 MiB on the CPU, a quarter of the free memory on a GPU.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 input), a scalar or shaped like `target`; with `return_stats` a pair
+        `(loss, LossStats)`.
+
+    The schedule (in-place gradient, chunks of rows) is Liger-Kernel's idea (arXiv:2410.10989), preceded by
+    compaction and, where it fits, without chunks.
+    """
+    arguments.floating("input", input)
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+    arguments.floating("linear_weight", linear_weight, input)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    arguments.options(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, num_items)
+    arguments.head(input, linear_weight, linear_bias)
+    vocab, width = linear_weight.shape
+    if isinstance(target, Tensor) and target.is_floating_point():
+        arguments.only_for_class_indices(token_weight, z_loss, num_items, return_stats)
+        logits = F.linear(input, linear_weight, linear_bias)
+        return probabilities(logits, target, weight, reduction, label_smoothing, softcap, logit_scale)
+    arguments.class_indices(target, input)
+    arguments.shape("target", target, tuple(input.shape[:-1]), "that of input without its last dimension")
+    arguments.per_token("token_weight", token_weight, target)
+    arguments.per_class("weight", weight, vocab, input)
+    arguments.positions(valid, target)
+    arguments.memory_budget(memory_budget)
+
+    labels = ignore_weightless(target, token_weight, ignore_index).reshape(-1)
+    token_weight = None if token_weight is None else token_weight.reshape(-1)
+    x, n, reduced = input.reshape(-1, width), labels.shape[0], reduction != "none"
+    if not torch.compiler.is_compiling():
+        valid = schedule.supervised(labels, ignore_index, valid)
+        valid = None if valid.shape[0] == n else valid
+    if valid is not None:
+        labels = labels[valid]
+        token_weight = None if token_weight is None else token_weight[valid]
+    rows, q = coefficients(
+        labels, vocab, accumulation_dtype(input), weight=weight, token_weight=token_weight, ignore_index=ignore_index,
+        label_smoothing=label_smoothing, z_loss=z_loss, reduction=reduction, num_items=num_items,
+    )  # fmt: skip
+    m = None if torch.compiler.is_compiling() else labels.shape[0]
+    plan = schedule.plan(x, linear_weight, linear_bias, m, budget=memory_budget, reduced=reduced)
+    arrays = (x, linear_weight, linear_bias, labels, rows, q, valid)
+    options = (float(logit_scale), softcap or 0.0, ignore_index, reduced)
+    try:
+        loss, stats, *_ = _linear_cross_entropy(*arrays, *options, *plan, backend)
+    except RuntimeError as error:
+        if plan.mode != "store" or not schedule.is_out_of_memory(error):
+            raise
+        plan = plan._replace(mode="grads" if reduced else "stats")
+        loss, stats, *_ = _linear_cross_entropy(*arrays, *options, *plan, backend)
+    loss = loss if reduced else schedule.spread_tokens(loss, valid, n).reshape(target.shape)
+    if not return_stats:
+        return loss
+    return loss, loss_stats(schedule.spread_tokens(stats, valid, n), target.shape)
+
+
+def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Cast as torch.autocast does for F.linear; it does not see inside a custom op."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+@torch.library.custom_op("fastft::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    x: Tensor, w: Tensor, bias: Tensor | None, labels: Tensor, rows: Tensor, q: Tensor | None, valid: Tensor | None,
+    scale: float, softcap: float, ignore_index: int, reduced: bool,
+    mode: str, need_x: bool, need_w: bool, need_bias: bool, budget: int, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`schedule.run` with a `schedule.Plan` spelt out: loss, statistics, dz, dx, dw, dbias."""
+    plan = schedule.Plan(mode, need_x, need_w, need_bias, budget)
+    return tuple(  # type: ignore[return-value]
+        schedule.run(x, w, bias, labels, rows, q, valid, scale, softcap, ignore_index, reduced, plan, backend)
+    )
+
+
+@_linear_cross_entropy.register_fake
+def _(  # type: ignore[no-untyped-def]
+    x, w, bias, labels, rows, q, valid, scale, softcap, ignore_index, reduced, mode, need_x, need_w, need_bias,
+    budget, backend,
+):  # fmt: skip
+    k, now, wide = labels.shape[0], mode == "grads", gradients.wide(x.dtype)
+    return (
+        rows.new_empty(() if reduced else (k,)),
+        rows.new_empty(5, k),
+        x.new_empty(k, w.shape[0]) if mode == "store" else x.new_empty(0),
+        x.new_empty(x.shape if now and need_x else 0, dtype=wide),
+        x.new_empty(w.shape if now and need_w else 0, dtype=wide),
+        x.new_empty(w.shape[0] if now and need_bias else 0, dtype=wide),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *arrays, ctx.scale, ctx.softcap, ctx.ignore_index, ctx.reduced = inputs[:11]
+    ctx.plan, ctx.backend = schedule.Plan(*inputs[11:16]), inputs[16]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*arrays, output[2])
+    ctx.made = output[3:] if ctx.plan.mode == "grads" else None
+
+
+def _backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    x, w, bias, labels, rows, q, valid, dz = ctx.saved_tensors
+    needs = tuple(ctx.needs_input_grad[:3])
+    options = (ctx.scale, ctx.softcap, ctx.ignore_index)
+    grads: tuple[Tensor, ...]
+    if torch.is_grad_enabled():  # double backward
+        wanted = [t for t, need in zip((x, w, bias), needs, strict=True) if need]
+        logits = F.linear(x if valid is None else x[valid], w, bias)
+        loss = differentiable(logits, labels, rows, q, *options, ctx.reduced)
+        found = iter(torch.autograd.grad(loss, wanted, g, create_graph=True))
+        return *(next(found) if need else None for need in needs), *[None] * 14
+    if ctx.plan.mode == "store":
+        sums = gradients.Gradients(x, w, needs, len(dz), 1)
+        xs, scale = x if valid is None else x[valid], gradients.row_scale(rows, x.dtype)
+        sums.add(dz, xs, slice(0, len(dz)), scale, known_scalar(g) if ctx.reduced else g[:, None])
+        grads = sums.finish(valid, len(x), x.dtype)
+    else:
+        made, ctx.made = ctx.made, None  # given away: a second backward makes its own
+        if made is None:
+            weighted, factor = rows * (g if ctx.reduced else g[:, None]), 1.0
+            now = ctx.plan._replace(mode="grads", need_x=needs[0], need_w=needs[1], need_bias=needs[2])
+            made = _linear_cross_entropy(x, w, bias, labels, weighted, q, valid, *options, True, *now, ctx.backend)[3:]
+        else:
+            factor = known_scalar(g)
+        grads = tuple(rescale(t, factor).to(x.dtype) for t in made)
+    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 14
+
+
+_linear_cross_entropy.register_autograd(_backward, setup_context=_save)
