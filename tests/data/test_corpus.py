@@ -1,0 +1,120 @@
+import json
+
+import pytest
+
+from fastft.data import load_corpus
+
+from .chat_templates import CHATML
+
+RECORDS = {
+    "text": {"text": "the user reads"},
+    "prompt_completion": {"prompt": "the user", "completion": " reads"},
+    "instruction": {"instruction": "the", "input": "user", "output": "reads"},
+    "messages": {"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "reads"}]},
+}
+
+
+@pytest.fixture
+def chat(make_tokenizer):
+    return make_tokenizer(chat_template=CHATML, eos_token="<|im_end|>")
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    def write(*records):
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("format", RECORDS)
+@pytest.mark.parametrize("named", [False, True])
+def test_every_format_from_file_to_samples(jsonl, chat, format, named):
+    corpus = load_corpus(jsonl(RECORDS[format], RECORDS[format]), chat, format=format if named else "auto")
+    first, second = corpus.samples
+    assert first == second
+    text = chat.decode([token for token, weight in zip(first.input_ids, first.weights, strict=True) if weight])
+    assert text.strip().endswith("reads<|im_end|>")
+    assert corpus.stats.samples == 2
+
+
+def test_text_files_and_folders(tmp_path, tokenizer):
+    for name in ("x", "y", "z"):
+        (tmp_path / f"{name}.txt").write_text(f"the {name}\n" * 100)
+    alone = load_corpus(str(tmp_path / "x.txt"), tokenizer, max_length=64)
+    assert set(alone.lengths[:-1]) == {64}
+    everything = load_corpus(str(tmp_path), tokenizer, max_length=64)
+    assert everything.stats.samples == 3 * alone.stats.samples
+    train, held_out = (
+        load_corpus(str(tmp_path), tokenizer, split=split, eval_fraction=0.3, max_length=64)
+        for split in ("train", "eval")
+    )
+    assert (train.stats.samples, held_out.stats.samples) == (2 * alone.stats.samples, alone.stats.samples)
+    assert load_corpus(str(tmp_path / "x.txt"), tokenizer, split="eval", eval_fraction=0.1).stats.tokens > 10
+
+
+def test_columns_that_are_not_used_are_told(jsonl, tokenizer):
+    records = [{**RECORDS["prompt_completion"], "id": 1, "source": "x"}, {**RECORDS["prompt_completion"], "id": 2}]
+    assert load_corpus(jsonl(*records), tokenizer).stats.ignored_columns == {"id": 2, "source": 1}
+    assert load_corpus(jsonl(RECORDS["instruction"]), tokenizer).stats.ignored_columns == {}
+
+
+def test_a_limit_draws_records_or_blocks(jsonl, tokenizer):
+    path = jsonl(*({"prompt": "the", "completion": f" {number}"} for number in range(100)))
+    some = load_corpus(path, tokenizer, limit=10)
+    assert some.stats.samples == len(some.samples) == 10
+    assert some.samples != load_corpus(path, tokenizer, limit=10, seed=1).samples
+    held_out = [
+        load_corpus(path, tokenizer, limit=5, seed=seed, split="eval", eval_fraction=0.3).samples for seed in (0, 1)
+    ]
+    assert held_out[0] == held_out[1]
+    path = jsonl({"text": "the user reads " * 200})
+    blocks = load_corpus(path, tokenizer, max_length=16, limit=3)
+    assert blocks.lengths == [16, 16, 16]
+    assert (blocks.stats.samples, blocks.stats.tokens, blocks.stats.supervised_tokens) == (3, 48, 45)
+
+
+def test_a_corpus_is_the_same_each_time(jsonl, chat):
+    path = jsonl(*({"prompt": f"the {number}", "completion": "user"} for number in range(20)))
+    options = {"eval_fraction": 0.2, "limit": 7, "seed": 3}
+    assert load_corpus(path, chat, **options) == load_corpus(path, chat, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": "promt"}, "mask: got 'promt'"),
+        ({"format": "alpaca"}, "format: got 'alpaca'"),
+        ({"format": "messages"}, r"data\.jsonl:1: no column 'messages'; found prompt, completion"),
+        ({"split": "test"}, "split: got 'test'"),
+        ({"limit": 0}, "limit: got 0"),
+        ({"max_length": 0}, "max_length: got 0"),
+    ],
+)
+def test_options_are_checked(jsonl, tokenizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_corpus(jsonl(RECORDS["prompt_completion"]), tokenizer, **options)
+
+
+def test_the_line_of_a_bad_record_is_named(jsonl, tokenizer):
+    good = RECORDS["prompt_completion"]
+    with pytest.raises(ValueError, match=r"data\.jsonl:2: 'completion': a string is wanted, got NoneType"):
+        load_corpus(jsonl(good, {**good, "completion": None}), tokenizer)
+    with pytest.raises(ValueError, match=r"sample 1 \(.*data\.jsonl:2, 'the user'\) has nothing to learn"):
+        load_corpus(jsonl(good, {**good, "completion": ""}), tokenizer)
+
+
+def test_the_docstring_corpus_with_smollm2(smollm2):
+    corpus = load_corpus("builtin:stdlib-docstrings", smollm2, split="eval", eval_fraction=0.05, limit=64)
+    assert corpus.stats.samples == 64
+    assert 0.05 < corpus.stats.supervised_tokens / corpus.stats.tokens < 0.5
+    assert corpus.stats.truncated == 0
+    for sample in corpus.samples:
+        assert sample.input_ids[-1] == smollm2.eos_token_id
+        first = sample.weights.index(1.0)
+        assert sample.weights == [0.0] * first + [1.0] * (len(sample.weights) - first)
+        assert smollm2.decode(sample.input_ids[:first]).endswith("```<|im_end|>\n<|im_start|>assistant\n")
+    assert len(corpus.examples) == 8
+    assert len({example.origin.split(":")[0] for example in corpus.examples}) > 3

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+from fastft.data.sources import read
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_json_lines_with_blank_lines_a_byte_order_mark_and_windows_line_ends(tmp_path):
+    path = write(tmp_path, "a.jsonl", '\ufeff{"text": "é"}\r\n\r\n  \r\n{"text": "b"}')
+    assert [(record.columns, record.origin) for record in read(str(path))] == [
+        ({"text": "é"}, f"{path}:1"),
+        ({"text": "b"}, f"{path}:4"),
+    ]
+
+
+def test_a_json_array(tmp_path):
+    path = write(tmp_path, "a.json", '[{"prompt": "p",\n "completion": "c"}, {"text": "b"}]')
+    assert [record.origin for record in read(str(path))] == [f"{path}[0]", f"{path}[1]"]
+
+
+def test_a_folder_is_read_in_the_order_of_names_without_hidden_and_unknown_files(tmp_path):
+    for name in ("b.txt", "a.txt", "sub/c.md", ".hidden.txt", ".git/d.txt", "e.png"):
+        write(tmp_path, name, name)
+    records = list(read(str(tmp_path)))
+    assert [record.columns["text"] for record in records] == ["a.txt", "b.txt", "sub/c.md"]
+    assert records[2].origin == str(tmp_path / "sub" / "c.md")
+
+
+def test_reading_is_lazy(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"text": "a"}\nbroken')
+    assert next(iter(read(str(path)))).columns == {"text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": b}\n', r"a\.jsonl:2:10: malformed JSON: Expecting value"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b"', r"a\.jsonl:2:13: malformed JSON: Expecting ',' delimiter"),
+        ("a.jsonl", '{"text": "a"}\n\n["text"]', r"a\.jsonl:3: an object with named columns is wanted, got an array"),
+        ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: malformed JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"a\.jsonl:2: not UTF-8 text \(byte 0xff at line 1, .* 11 of"),
+        ("a.jsonl", "\n\n", r"a\.jsonl: the file is empty; one JSON object per line"),
+        ("a.json", '[\n{"text": "a"},\n{"text" 1}]', r"a\.json:3:9: malformed JSON: Expecting ':' delimiter"),
+        ("a.json", '{"text": "a"}\n{"text": "b"}', r"a\.json:2:1: malformed JSON: Extra data .*\.jsonl"),
+        ("a.json", '{"text": "a"}', r"a\.json: an array of objects is wanted, got an object"),
+        ("a.json", "[]", r"a\.json: an array of objects is wanted, got an empty array"),
+        ("a.json", '[{"text": "a"}, 3]', r"a\.json\[1\]: an object with named columns is wanted, got a number"),
+        ("a.json", "", r"a\.json: the file is empty"),
+        ("a.txt", b"abc\0def", r"a\.txt: binary data \(a zero byte at 3\)"),
+        ("a.txt", b"abc\nd\xe9f", r"a\.txt: not UTF-8 text \(byte 0xe9 at line 2, byte column 2"),
+        ("a.csv", "a,b", r"a\.csv' ends in '\.csv'; known are \.jsonl"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, message):
+    path = write(tmp_path, name, content)
+    with pytest.raises(ValueError, match=message):
+        list(read(str(path)))
+
+
+def test_a_folder_without_text_is_refused(tmp_path):
+    write(tmp_path, "a.png", "")
+    with pytest.raises(ValueError, match="has no file ending in"):
+        list(read(str(tmp_path)))
+
+
+def test_a_missing_file_names_the_nearest_one(tmp_path):
+    write(tmp_path, "data/train.jsonl", json.dumps({"text": "a"}))
+    with pytest.raises(FileNotFoundError, match=r"did you mean '.*data/train\.jsonl'"):
+        list(read(str(tmp_path / "data" / "trian.jsonl")))
+    with pytest.raises(FileNotFoundError, match=r"did you mean '.*/data'"):
+        list(read(str(tmp_path / "date" / "train.jsonl")))
+    with pytest.raises(FileNotFoundError, match="nothing of a like name"):
+        list(read(str(tmp_path / "zzz")))
+
+
+def test_built_in_names_are_told(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="built-in corpora are builtin:stdlib-docstrings"):
+        list(read("builtin:nothing"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="did you mean 'builtin:stdlib-docstrings'"):
+        list(read("bultin:stdlib-docstrings"))
