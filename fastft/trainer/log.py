@@ -1,0 +1,55 @@
+"""The run's record, one JSON object per line: losses, evaluations, generations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+LOG = "log.jsonl"
+
+
+class RunLog:
+    """`log.jsonl` of a run. A resumed run takes over what was logged up to its checkpoint, and drops the rest.
+
+    Args:
+        output_dir: where the log goes.
+        step: where the run starts; 0 begins a new log.
+        before: folder of the log that is continued, by default the same.
+
+    Records by key: `loss, learning_rate, grad_norm, epoch, tokens_per_second, supervised_tokens_per_second` of the
+    steps since the last such record; `eval_loss, perplexity` of an evaluation; `generations`, a list of
+    `origin, prompt, reference, completion`. All have `step`, the optimizer steps done.
+    """
+
+    def __init__(self, output_dir: Path, step: int, before: Path | None = None) -> None:
+        self.path = output_dir / LOG
+        known = _read((before or output_dir) / LOG) if step else []
+        self.records = [record for record in known if record["step"] <= step]
+        output_dir.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_name(f".{LOG}.draft")
+        draft.write_text("".join(_line(record) for record in self.records), encoding="utf-8")
+        draft.replace(self.path)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append one record, on disk when this returns."""
+        self.records.append(record)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+
+    def having(self, key: str) -> list[dict[str, Any]]:
+        """The records with this key, in order."""
+        return [record for record in self.records if key in record]
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Whole records; a last line cut by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

@@ -1,0 +1,142 @@
+"""Peak memory, and what the head costs with and without the fused loss."""
+
+import ctypes
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastft.losses import linear_cross_entropy
+from fastft.trainer.gradient import Batch
+
+LIBC = ctypes.CDLL(None)
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak here. On a CPU only Linux can; elsewhere the peak is that since the process began."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_REFS.exists():
+        with suppress(OSError):
+            CLEAR_REFS.write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the GPU, or resident in the whole process for a CPU; the most since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():
+        return _status("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_now(device: torch.device) -> int:
+    """Bytes in use at this moment, counted as `peak_memory` counts them.
+
+    On a CPU glibc is first told to return what it holds of freed memory: otherwise the next tensors are put there and
+    nothing is seen to grow.
+    """
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
+    return _status("VmRSS") if STATUS.exists() else peak_memory(device)
+
+
+def _status(field: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds: the fastest of the runs. bytes: memory beyond what was in use before, gradients included; None where
+    memory ran out, and then `seconds` is None too."""
+
+    seconds: float | None
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """Head and loss, forward and backward, on one batch: `fused` as trained with patch, `unfused` as models do it."""
+
+    positions: int
+    supervised: int
+    vocab: int
+    fused: Cost
+    unfused: Cost
+
+
+def head_cost(model: Any, batch: Batch, autocast: AbstractContextManager[Any], repeats: int = 2) -> HeadCost:
+    """Measure the head on one batch of shifted labels, see `to_batch`. Parameters get no gradient.
+
+    `unfused` is the usual course: logits at every position, a copy in fp32, cross-entropy that ignores -100.
+    """
+    head = model.get_output_embeddings()
+    caught: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, args: caught.append(args[0].detach()))
+    try:
+        with torch.no_grad(), autocast:
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    finally:
+        handle.remove()
+    hidden, labels = caught[0].flatten(0, 1), batch["labels"].flatten()  # (N, D), (N,)
+    weight, bias = head.weight.detach(), getattr(head, "bias", None)
+    bias = None if bias is None else bias.detach()
+
+    def fused(x: Tensor, w: Tensor) -> Tensor:
+        return linear_cross_entropy(x, w, labels, linear_bias=bias)  # type: ignore[no-any-return]
+
+    def unfused(x: Tensor, w: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(x, w, bias).float(), labels)
+
+    return HeadCost(
+        positions=labels.numel(),
+        supervised=int((labels >= 0).sum()),
+        vocab=weight.shape[0],
+        fused=_cost(fused, hidden, weight, autocast, repeats),
+        unfused=_cost(unfused, hidden, weight, autocast, repeats),
+    )
+
+
+def _cost(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    weight: Tensor,
+    autocast: AbstractContextManager[Any],
+    repeats: int,
+) -> Cost:
+    """One run to warm up, then the fastest of `repeats`; the memory is the warm run's."""
+    times = []
+    try:
+        before = memory_now(hidden.device)
+        reset_peak_memory(hidden.device)
+        for _ in range(1 + repeats):
+            x, w = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+            started = _clock(hidden.device)
+            with autocast:
+                value = loss(x, w)
+            value.backward()  # type: ignore[no-untyped-call]
+            times.append(_clock(hidden.device) - started)
+            if len(times) == 1:
+                used = peak_memory(hidden.device) - before
+    except (torch.OutOfMemoryError, MemoryError):
+        return Cost(None, None)
+    return Cost(min(times[1:]), max(0, used))
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

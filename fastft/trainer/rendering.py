@@ -1,0 +1,107 @@
+"""A report for people: what `fastft train` prints at its end and writes to report.txt."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from fastft.trainer.measure import Cost, HeadCost
+from fastft.trainer.report import Generation, Report
+
+REPORT = "report.txt"
+
+
+def render(report: Report) -> RenderableType:
+    """For `rich.console.Console.print`."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    for name, value in _rows(report):
+        table.add_row(name, Text(value))
+    return Group(*(_panel(generation) for generation in report.generations), table)
+
+
+def write_text(report: Report, output_dir: Path) -> None:
+    """report.txt, as `render` shows it."""
+    console = Console(file=io.StringIO(), width=110, record=True)
+    console.print(render(report))
+    (output_dir / REPORT).write_text(console.export_text(), encoding="utf-8")
+
+
+def _rows(report: Report) -> list[tuple[str, str]]:
+    head = "patched: head on supervised tokens only" if report.patch else "not patched: head on every position"
+    done = f"{report.step:,} of {report.max_steps:,} ({report.epoch:.2f} epochs)"
+    rows = [
+        ("model", f"{report.model}, {report.parameters / 1e6:,.1f} M parameters; {head}"),
+        ("data", f"{report.data}: {report.train_samples:,} samples to train on, {report.eval_samples:,} held out"),
+        ("device", f"{report.device}, {report.precision}"),
+        ("steps", done + (f", stopped by {report.interrupted_by}" if report.interrupted_by else "")),
+        (
+            "supervised share",
+            f"{report.supervised_share:.1%} ({report.supervised_tokens:,} of {report.tokens:,} tokens seen)",
+        ),
+    ]
+    if report.eval_loss_after is not None and report.perplexity_after is not None:
+        change = ""
+        if report.eval_loss_before is not None and report.perplexity_before is not None:
+            change = f"{report.eval_loss_before:.4f} (perplexity {report.perplexity_before:.2f}) -> "
+        rows.append(
+            ("evaluation loss", f"{change}{report.eval_loss_after:.4f} (perplexity {report.perplexity_after:.2f})")
+        )
+    if report.train_loss is not None:
+        rows.append(("training loss", f"{report.train_loss:.4f} at the end"))
+    speed = f"{report.tokens_per_second:,.0f} tokens/s, {report.supervised_tokens_per_second:,.0f} supervised/s"
+    rows.append(("speed", f"{speed} ({report.seconds:,.1f} s of training steps)"))
+    rows.append(("peak memory", f"{megabytes(report.peak_memory_bytes)} while training"))
+    if report.head is not None:
+        rows += _head_rows(report.head)
+    rows.append(("checkpoint", report.checkpoint or "none"))
+    rows.append(("loss curves", report.plot))
+    rows.append(("log", report.log))
+    return rows
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+def _head_rows(head: HeadCost) -> list[tuple[str, str]]:
+    rows = [
+        (
+            "head + loss, one batch",
+            f"{head.supervised:,} of {head.positions:,} positions supervised, vocabulary {head.vocab:,}",
+        ),
+        ("  fused", _cost(head.fused)),
+        ("  unfused", _cost(head.unfused)),
+    ]
+    if head.fused.seconds and head.unfused.seconds and head.fused.bytes and head.unfused.bytes is not None:
+        times, memory = head.unfused.seconds / head.fused.seconds, head.unfused.bytes / head.fused.bytes
+        rows.append(("  saved", f"unfused takes {times:.1f} x the time and {memory:.1f} x the memory"))
+    return rows
+
+
+def _cost(cost: Cost) -> str:
+    if cost.seconds is None or cost.bytes is None:
+        return "out of memory"
+    return f"{1000 * cost.seconds:,.0f} ms forward and backward, {megabytes(cost.bytes)} with gradients"
+
+
+def _panel(generation: Generation) -> Panel:
+    parts: list[RenderableType] = [Text(_tail(generation.prompt), style="dim")]
+    for name, text in (
+        ("the data's own", generation.reference),
+        ("before training", generation.before),
+        ("after training", generation.after),
+    ):
+        if text is not None:
+            parts += [Rule(name, align="left", style="cyan"), Text(text)]
+    return Panel(Group(*parts), title=Text(f"held out: {generation.origin}"), title_align="left", border_style="cyan")
+
+
+def _tail(text: str, lines: int = 24) -> str:
+    """The last lines of a prompt, which are the ones it was about."""
+    kept = text.strip().splitlines()
+    return "\n".join(["...", *kept[-lines:]] if len(kept) > lines else kept)

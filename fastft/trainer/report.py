@@ -1,0 +1,127 @@
+"""The facts of a run, and report.json, which holds them."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastft.trainer.checkpoint import write_json
+from fastft.trainer.device import describe
+from fastft.trainer.measure import HeadCost
+from fastft.trainer.setup import Setup
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One held-out prompt, what the data says, and what the model wrote before and after training."""
+
+    origin: str
+    prompt: str
+    reference: str
+    before: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Facts of a run. Losses are nats per supervised token, `seconds` are of training steps alone.
+
+    tokens counts real tokens seen (no padding), supervised_tokens those that had a loss. eval_loss_before is that
+    of step 0. interrupted_by names the signal that ended the run early.
+    """
+
+    model: str
+    data: str
+    device: str
+    precision: str
+    patch: bool
+    train_samples: int
+    eval_samples: int
+    parameters: int
+    step: int
+    max_steps: int
+    epoch: float
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+    train_loss: float | None
+    eval_loss_before: float | None
+    eval_loss_after: float | None
+    perplexity_before: float | None
+    perplexity_after: float | None
+    peak_memory_bytes: int
+    checkpoint: str | None
+    plot: str
+    log: str
+    interrupted_by: str | None
+    generations: list[Generation]
+    head: HeadCost | None = None
+
+    @property
+    def supervised_share(self) -> float:
+        return self.supervised_tokens / max(1, self.tokens)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def supervised_tokens_per_second(self) -> float:
+        return self.supervised_tokens / self.seconds if self.seconds else 0.0
+
+    def write(self, output_dir: Path) -> None:
+        """report.json, with every field and rate."""
+        rates = ("supervised_share", "tokens_per_second", "supervised_tokens_per_second")
+        write_json(output_dir / REPORT, {**dataclasses.asdict(self), **{name: getattr(self, name) for name in rates}})
+
+
+def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) -> Report:
+    """The report of a run as it stands, from its counters and its log."""
+    config, total, losses = run.config, run.state.total, run.log.having("loss")
+    first, last = _first_and_last(run.log.having("eval_loss"))
+    return Report(
+        model=config.model,
+        data=config.train_data,
+        device=describe(run.device),
+        precision="bf16 autocast, fp32 weights and optimizer" if run.bf16 else "fp32",
+        patch=config.patch,
+        train_samples=len(run.train_data.samples),
+        eval_samples=len(run.eval_data.samples) if run.eval_data else 0,
+        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
+        step=run.state.step,
+        max_steps=run.max_steps,
+        epoch=run.windows.epoch_at(run.state.step),
+        tokens=total.tokens,
+        supervised_tokens=total.supervised_tokens,
+        seconds=total.seconds,
+        train_loss=losses[-1]["loss"] if losses else None,
+        eval_loss_before=first.get("eval_loss"),
+        eval_loss_after=last.get("eval_loss"),
+        perplexity_before=first.get("perplexity"),
+        perplexity_after=last.get("perplexity"),
+        peak_memory_bytes=peak_memory_bytes,
+        checkpoint=str(run.saved) if run.saved else None,
+        plot=str(run.plot),
+        log=str(run.log.path),
+        interrupted_by=interrupted_by,
+        generations=_generations(run.log.having("generations")),
+    )
+
+
+def _first_and_last(records: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record of step 0 and the newest later one; {} for one that is not there."""
+    first = [record for record in records if record["step"] == 0]
+    later = [record for record in records if record["step"] > 0]
+    return first[0] if first else {}, later[-1] if later else {}
+
+
+def _generations(records: list[dict[str, Any]]) -> list[Generation]:
+    """Each prompt once, with what was written at step 0 and what was written last."""
+    shown: dict[str, Generation] = {}
+    for name, record in zip(("before", "after"), _first_and_last(records), strict=True):
+        for text in record.get("generations", []):
+            known = shown.get(text["origin"]) or Generation(text["origin"], text["prompt"], text["reference"])
+            shown[text["origin"]] = dataclasses.replace(known, **{name: text["completion"]})
+    return list(shown.values())

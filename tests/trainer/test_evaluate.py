@@ -1,0 +1,59 @@
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from fastft.data import Sample
+from fastft.trainer.evaluate import Evaluation, evaluate
+
+from .conftest import MakeTrainer
+
+CPU = torch.device("cpu")
+
+
+def by_hand(model: torch.nn.Module, samples: list[Sample]) -> float:
+    total = weight = 0.0
+    for sample in samples:
+        ids = torch.tensor([sample.input_ids])
+        with torch.no_grad():
+            scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        nll = -scores[torch.arange(len(scores)), ids[0, 1:]]
+        total += (nll @ torch.tensor(sample.weights[1:])).item()
+        weight += sum(sample.weights[1:])
+    return total / weight
+
+
+@pytest.mark.parametrize("patch", [True, False])
+def test_is_the_token_weighted_mean_for_every_batch_size(make_trainer: MakeTrainer, patch: bool) -> None:
+    trainer = make_trainer(patch=patch)
+    samples = trainer.train_data.samples
+    samples = [Sample(s.input_ids, [w * (0.5 + i % 3) for w in s.weights]) for i, s in enumerate(samples)]
+    trainer.model.eval()
+    expected = by_hand(trainer.model, samples)
+    trainer.model.train()
+    for batch_size in (1, 5, 100):
+        found = evaluate(trainer.model, samples, batch_size, 0, CPU, nullcontext())
+        assert found is not None
+        assert found.eval_loss == pytest.approx(expected, rel=1e-5)
+        assert found.perplexity == pytest.approx(math.exp(expected), rel=1e-4)
+    assert trainer.model.training
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_says_how_far_it_is_and_stops_when_told(make_trainer: MakeTrainer) -> None:
+    trainer, seen = make_trainer(), []
+
+    def on_batch(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    samples = trainer.train_data.samples[:5]
+    assert evaluate(trainer.model, samples, 2, 0, CPU, nullcontext(), on_batch)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    stopped = evaluate(trainer.model, samples, 2, 0, CPU, nullcontext(), on_batch, lambda: len(seen) > 4)
+    assert stopped is None
+    assert len(seen) == 5
+
+
+def test_perplexity_of_a_hopeless_loss() -> None:
+    assert Evaluation(1000.0).perplexity == math.inf

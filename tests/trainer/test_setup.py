@@ -1,0 +1,63 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastft.hf.lazy_logits import LazyLogits
+from fastft.trainer import setup
+
+from .conftest import RECORDS, MakeTrainer, printed, write_records
+
+
+@pytest.mark.parametrize("patch", [True, False])
+def test_the_head_is_patched_if_wanted(make_trainer: MakeTrainer, patch: bool) -> None:
+    model = make_trainer(patch=patch).model
+    assert isinstance(model(input_ids=torch.tensor([[1, 2]])).logits, LazyLogits) is patch
+
+
+def test_a_head_that_cannot_be_patched_names_the_way_out(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd_head(*args: Any) -> tuple[nn.Module, Any]:
+        model, tokenizer = load(*args)
+        model.set_output_embeddings(nn.Bilinear(32, 32, 320))
+        return model, tokenizer
+
+    load = setup.load
+    monkeypatch.setattr(setup, "load", odd_head)
+    with pytest.raises(ValueError, match=r"cannot patch LlamaForCausalLM.*--patch false"):
+        make_trainer()
+
+
+def test_held_out_data_by_file_or_by_fraction(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    whole = make_trainer(output_dir=str(tmp_path / "a"))
+    assert whole.eval_data is None
+    divided = make_trainer(output_dir=str(tmp_path / "b"), eval_fraction=0.25)
+    assert divided.eval_data is not None
+    assert len(divided.train_data.samples) + len(divided.eval_data.samples) == len(whole.train_data.samples)
+    own = tmp_path / "own.jsonl"
+    write_records(own, RECORDS[:7])
+    other = make_trainer(output_dir=str(tmp_path / "c"), eval_data=str(own), max_eval_samples=5, max_train_samples=9)
+    assert other.eval_data is not None
+    assert (len(other.train_data.samples), len(other.eval_data.samples)) == (9, 5)
+    another = make_trainer(output_dir=str(tmp_path / "d"), eval_data=str(own), max_eval_samples=5, seed=3)
+    assert another.eval_data is not None
+    assert another.eval_data.samples == other.eval_data.samples  # of every seed, so that runs compare
+
+
+def test_samples_longer_than_the_model_takes(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    long = tmp_path / "long.jsonl"
+    write_records(long, [{"prompt": "a " * 100, "completion": "xyz " * 100}])
+    with pytest.raises(ValueError, match=r"a sample has \d+ tokens, but .* takes 128: lower max_length \(now 1000\)"):
+        make_trainer(train_data=str(long), max_length=1000)
+
+
+def test_says_what_is_going_to_happen(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(eval_fraction=0.25)
+    told = "\n".join(trainer.describe())
+    assert "training data: 18 samples" in told
+    assert "held-out data: 6 samples" in told
+    assert "6 steps of 6 samples, 2.00 epochs" in told
+    assert "loading" in printed(trainer)
