@@ -1,0 +1,91 @@
+"""Command-line options of the benchmarks, and where their rows go: to the terminal, and with --record to a file.
+
+python -m pytest bench/linear_cross_entropy.py                       the grid, every peer
+python -m pytest bench/linear_cross_entropy.py -k "thin and fp32"    some of its cases
+... --providers fastft,eager    some of the providers; the floor always runs
+... --cap 1                     fewer rounds, sooner done
+... --record                    append the rows to bench/results/<date>-<device>/
+python -m pytest bench                                               every op
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import rows
+from bench.rows import Record
+
+COLUMNS = (
+    f"{'ms median':>10}{'min':>10}{'rounds':>8}{'GFLOP/s':>9}{'x floor':>9}{'x eager':>9}{'MiB extra':>11}{'others':>8}"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("benchmarks of fastft")
+    group.addoption("--providers", default="all", help="comma-separated names from bench/peers.py (default: all)")
+    group.addoption("--cap", type=float, default=3.0, help="seconds per provider and case after its first call (3)")
+    group.addoption("--most", type=int, default=15, help="largest number of rounds (15)")
+    group.addoption(
+        "--slow", type=float, default=8.0,
+        help="a peer that takes longer per call (seconds, 8), whatever is ignored, runs at one ignored share only",
+    )  # fmt: skip
+    group.addoption("--smoke", action="store_true", help="tiny shapes: does everything run and pass its check?")
+    group.addoption(
+        "--record", type=Path, nargs="?", const=rows.RESULTS, metavar="FOLDER",
+        help="append the rows to FOLDER/<date>-<device>/<op>.jsonl (FOLDER: bench/results)",
+    )  # fmt: skip
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """`pytest bench` takes every file here; those without a benchmark have nothing to collect."""
+    if file_path.suffix != ".py" or file_path.stem in ("conftest", "__init__") or parent.session.isinitpath(file_path):
+        return None
+    return pytest.Module.from_parent(parent, path=file_path)
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[list[Record]], None]:
+    """Hands the records of a case to the terminal, to pytest-benchmark's JSON and, with --record, to the results."""
+
+    def keep(records: list[Record]) -> None:
+        request.node.user_properties += [("record", asdict(record)) for record in records]
+        request.getfixturevalue("benchmark").extra_info["records"] = [asdict(record) for record in records]
+        folder = request.config.getoption("record")
+        if folder is not None:
+            rows.append(records, folder)
+
+    return keep
+
+
+class Table:
+    """Prints a case as soon as it is done: one line for each provider, slowest last, and the reasons below."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        records = [value for name, value in report.user_properties if name == "record"]
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.when != "call" or not records or terminal is None:
+            return
+        M = records[0]["shape"].get("M")
+        terminal.write_line(f"\n{report.nodeid.partition('::')[2]}  M={M}\n  {'':18}{COLUMNS}")
+        for row in sorted((r for r in records if "ms_median" in r), key=lambda row: row["ms_median"]):
+            terminal.write_line(f"  {row['provider']:18}{line(row)}")
+        for absence in (r for r in records if "reason" in r):
+            terminal.write_line(f"  {absence['provider']:18}no row: {absence['reason']}")
+
+
+def line(row: dict[str, Any]) -> str:
+    eager = f"{row['eager_factor']:9.2f}" if row["eager_factor"] is not None else f"{'':9}"
+    extra = f"{row['peak_mib']:11.1f}" if row["peak_mib"] is not None else f"{'':11}"
+    others = f"{row['other_cores']:8.2f}" if row["other_cores"] is not None else ""
+    times = f"{row['ms_median']:10.1f}{row['ms_min']:10.1f}{row['rounds']:8}{row['gflops']:9.1f}"
+    return f"{times}{1 / row['floor_share']:9.3f}{eager}{extra}{others}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Table(config), "bench-table")

@@ -1,0 +1,130 @@
+"""Who else does it: each peer one function, imported only when it is asked for.
+
+A peer's function takes the device and returns its loss `(x, w, y) -> mean loss` on x (N, D), w (V, D), y (N,) with
+-100 for ignored tokens. It raises `ImportError` or `Unavailable` where it cannot run, and the text becomes the reason
+in the report.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Unavailable(RuntimeError):
+    """This peer cannot run here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`dense`: its cost does not depend on how many tokens are supervised. `compiled`: it compiles on first use."""
+
+    load: Callable[[str], Loss]
+    dense: bool = False
+    compiled: bool = False
+
+
+def fastft(device: str) -> Loss:
+    from fastft.losses import linear_cross_entropy
+
+    return linear_cross_entropy
+
+
+def eager(device: str) -> Loss:
+    return lambda x, w, y: F.cross_entropy(F.linear(x, w), y)
+
+
+def _on_supervised_rows(loss: Loss) -> Loss:
+    def compacted_loss(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        keep = (y != -100).nonzero().squeeze(1)
+        return loss(x.index_select(0, keep), w, y.index_select(0, keep))
+
+    return compacted_loss
+
+
+def compacted(device: str) -> Loss:
+    """Eager on the supervised rows: what a careful user writes by hand."""
+    return _on_supervised_rows(eager(device))
+
+
+def _torch_fused(**options: Any) -> Loss:
+    if not hasattr(F, "linear_cross_entropy"):
+        raise Unavailable(f"torch {torch.__version__} has no F.linear_cross_entropy")
+    chosen = torch.nn.LinearCrossEntropyOptions(**options)
+    return lambda x, w, y: F.linear_cross_entropy(x, w, y, options=chosen)
+
+
+def torch_default(device: str) -> Loss:
+    """Torch's own fused loss with `LinearCrossEntropyOptions()`."""
+    return _torch_fused()
+
+
+# CPU: the best single setting for fp32 and bf16 of those in the log of NOTES.md; 2 cores of an AMD EPYC (Zen 4),
+# torch 2.13, 2026-11-21. CUDA: torch's default policy with larger chunks; chosen by reading, never measured.
+TORCH_TUNED: dict[str, dict[str, Any]] = {
+    "cpu": {"acc_policy": "balanced", "batch_chunk_size": 512, "chunking_method": None},
+    "cuda": {"acc_policy": "compact", "batch_chunk_size": 4096, "chunking_method": None},
+}
+
+
+def torch_tuned(device: str) -> Loss:
+    """The same with the best of its settings for this device."""
+    return _torch_fused(**TORCH_TUNED[torch.device(device).type])
+
+
+def tuned_compacted(device: str) -> Loss:
+    """Torch's tuned fused loss on the supervised rows: the strongest thing one can write with torch alone."""
+    return _on_supervised_rows(torch_tuned(device))
+
+
+def liger(device: str) -> Loss:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    if not device.startswith("cuda"):
+        raise Unavailable("its Triton kernels need a GPU")
+    return liger_fused_linear_cross_entropy
+
+
+def cut_cross_entropy(device: str) -> Loss:
+    from cut_cross_entropy import linear_cross_entropy
+
+    impl = "cce" if device.startswith("cuda") else "torch_compile"
+    return lambda x, w, y: linear_cross_entropy(x, w, y, impl=impl)
+
+
+LINEAR_CROSS_ENTROPY = {
+    "eager": Peer(eager, dense=True),
+    "compacted": Peer(compacted),
+    "torch-default": Peer(torch_default, dense=True),
+    "torch-tuned": Peer(torch_tuned, dense=True),
+    "tuned-compacted": Peer(tuned_compacted),
+    "liger": Peer(liger, dense=True),
+    "cce": Peer(cut_cross_entropy, compiled=True),
+    "fastft": Peer(fastft),
+}
+
+
+def load(peers: dict[str, Peer], device: str) -> tuple[dict[str, Loss], dict[str, str]]:
+    """What runs here, and the reason for each that does not."""
+    losses, reasons = {}, {}
+    for name, peer in peers.items():
+        try:
+            losses[name] = peer.load(device)
+        except (ImportError, Unavailable) as error:
+            reasons[name] = str(error)
+    return losses, reasons
+
+
+def named(known: Collection[str], option: str) -> list[str]:
+    """The names in a comma-separated option; raises `pytest.UsageError` for one that nobody has."""
+    names = [name.strip() for name in option.split(",")]
+    unknown = sorted(set(names) - set(known) - {"floor"})
+    if unknown:
+        raise pytest.UsageError(f"--providers: {', '.join(unknown)} unknown; known: {', '.join(known)}")
+    return names

@@ -1,0 +1,80 @@
+"""Pictures of benchmark rows: one panel for each shape and dtype, one group of bars for each share ignored."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.rows import Row
+
+COLORS = {
+    "fastft": "#d1495b",
+    "eager": "#5b6770",
+    "compacted": "#9aa5ad",
+    "torch-tuned": "#2e6f95",
+    "tuned-compacted": "#7fb2d0",
+    "torch-default": "#16324f",
+    "liger": "#e0a03a",
+    "cce": "#5a9367",
+}
+OTHER = "#b58db6"
+
+
+def draw(rows: list[Row], time: Path, memory: Path) -> None:
+    """Time as a multiple of the floor, and memory beyond inputs and gradients, both on logarithmic axes."""
+    about = f"{rows[0].op}, forward and backward; {rows[0].device}; torch {rows[0].torch}"
+    save(rows, time, f"Time over the measured floor (1 = bare GEMMs of the supervised rows)\n{about}",
+         "time / floor", lambda row: 1 / row.floor_share, line=1.0)  # fmt: skip
+    save(rows, memory, f"Peak memory beyond inputs and gradients\n{about}", "MiB", lambda row: row.peak_mib)
+
+
+def save(
+    rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float | None], line: float | None = None
+) -> None:
+    rows = [row for row in rows if row.provider != "floor"]
+    cases = list(dict.fromkeys((row.case, tuple(row.shape[axis] for axis in ("N", "D", "V"))) for row in rows))
+    dtypes = list(dict.fromkeys(row.dtype for row in rows))
+    present = {row.provider for row in rows}
+    providers = [name for name in COLORS if name in present] + sorted(present - set(COLORS))
+    figure = Figure(figsize=(4.4 * len(cases), 3.4 * len(dtypes) + 0.9), dpi=110, layout="constrained")
+    panels = figure.subplots(len(dtypes), len(cases), squeeze=False, sharey=True)
+    for i, dtype in enumerate(dtypes):
+        for j, (name, size) in enumerate(cases):
+            chosen = [r for r in rows if (r.dtype, r.case) == (dtype, name)]
+            panel(panels[i][j], chosen, providers, value)
+            panels[i][j].set_title(f"{name}: N x D x V = {' x '.join(map(str, size))}, {dtype}", fontsize=9)
+            if line is not None:
+                panels[i][j].axhline(line, color="black", lw=1, ls="--", zorder=3)
+        panels[i][0].set_ylabel(unit)
+    for axes in panels[-1]:
+        axes.set_xlabel("tokens without a label")
+    handles, names = legend(panels.ravel().tolist())
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path)
+
+
+def panel(axes: Axes, rows: list[Row], providers: list[str], value: Callable[[Row], float | None]) -> None:
+    shares = sorted({row.ignored for row in rows})
+    width = 0.84 / len(providers)
+    for k, provider in enumerate(providers):
+        points = [(shares.index(row.ignored), value(row)) for row in rows if row.provider == provider]
+        points = [(x, y) for x, y in points if y is not None and y > 0]
+        bars = axes.bar(
+            [x - 0.42 + (k + 0.5) * width for x, _ in points], [y or 0.0 for _, y in points], width,
+            color=COLORS.get(provider, OTHER), label=provider, zorder=2,
+        )  # fmt: skip
+        if provider == "fastft":
+            axes.bar_label(bars, fmt="%.3g", fontsize=7, padding=1)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
+    axes.grid(axis="y", which="major", alpha=0.35, zorder=0)
+    axes.margins(y=0.15)
+
+
+def legend(panels: list[Axes]) -> tuple[list[object], list[str]]:
+    """One handle for each provider that is drawn anywhere."""
+    found = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    order = [name for name in COLORS if name in found] + sorted(set(found) - set(COLORS))
+    return [found[name] for name in order], order

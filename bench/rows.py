@@ -1,0 +1,153 @@
+"""What one measurement says about itself, and where it is kept.
+
+`bench/results/<date>-<device>/<op>.jsonl` holds one row a line and only grows: the newest row of a case and provider
+counts. `absent.jsonl` beside it says who has no row, and why.
+"""
+
+import datetime
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Where:
+    """What was measured, on what."""
+
+    op: str
+    provider: str
+    case: str  # name of the model whose shape it is
+    shape: dict[str, int]
+    dtype: str
+    ignored: float  # share of tokens without a label
+    device: str
+    driver: str  # CUDA driver and runtime, or the instruction set torch uses
+    threads: int
+    torch: str
+    fastft: str  # commit
+    taken: str  # UTC
+
+
+@dataclass(frozen=True)
+class Row(Where):
+    """One provider on one case. Times in milliseconds, memory in MiB, errors relative (Frobenius norm)."""
+
+    ms_min: float
+    ms_median: float
+    rounds: int
+    samples_ms: list[float]
+    other_cores: float | None  # used by other processes meanwhile; None where it is not known
+    gflops: float  # useful work over the median time, GFLOP/s
+    floor_ms: float  # the floor's median
+    floor_share: float  # 1 is the floor itself
+    eager_factor: float | None  # how many times as fast as eager; None where eager did not run
+    peak_mib: float | None  # beyond inputs and gradients; None where it is not measured
+    errors: dict[str, float]  # of each output against fp64, at the reduced size
+    deviation: float | None  # of the gradients from eager's, at full size
+
+
+@dataclass(frozen=True)
+class Absence(Where):
+    """A provider that has no row on this case."""
+
+    reason: str
+
+
+Record = Row | Absence
+Kind = TypeVar("Kind", Row, Absence)
+
+
+def key(record: Record) -> tuple[object, ...]:
+    """What a newer record of the same kind replaces."""
+    size = tuple(sorted(record.shape.items()))
+    return (record.op, record.device, record.case, size, record.dtype, record.ignored, record.provider)
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    model = models[0].strip() if models else platform.processor() or platform.machine()
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def device_facts(device: str) -> dict[str, Any]:
+    """The part of a record that the machine and the checkout determine."""
+    return {
+        "device": device_name(device),
+        "driver": driver(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "fastft": commit(),
+        "taken": now(),
+    }
+
+
+def driver(device: str) -> str:
+    if not device.startswith("cuda"):
+        return torch.backends.cpu.get_cpu_capability()
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return f"driver {_output(query).splitlines()[0]}, CUDA {torch.version.cuda}"
+
+
+def commit() -> str:
+    """The checkout's short commit, with `+` where tracked files differ from it."""
+    revision = _output(["git", "rev-parse", "--short=10", "HEAD"])
+    changed = _output(["git", "status", "--porcelain", "--untracked-files=no"])
+    return revision + ("+" if changed not in ("", "unknown") else "")
+
+
+def _output(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def folder(device: str, root: Path = RESULTS) -> Path:
+    """Today's folder for this device, named `<date>-<device>`."""
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return root / f"{datetime.date.today().isoformat()}-{name}"
+
+
+def append(records: Iterable[Record], root: Path = RESULTS) -> None:
+    """Adds each record to the file of its op and device."""
+    for record in records:
+        name = record.op if isinstance(record, Row) else ABSENT
+        path = folder(record.device, root) / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+
+
+def load(path: Path, kind: type[Kind]) -> list[Kind]:
+    """The newest record of each key in a file, in the order in which the keys first appear.
+
+    Raises `ValueError`, naming file and line, for a line that is not a record of this kind.
+    """
+    newest: dict[tuple[object, ...], Kind] = {}
+    expected = {field.name for field in fields(kind)}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        values = json.loads(line)
+        if values.keys() != expected:
+            odd = ", ".join(sorted(values.keys() ^ expected))
+            raise ValueError(f"{path}:{number}: not a {kind.__name__}; missing or unknown: {odd}")
+        record = kind(**values)
+        newest[key(record)] = record
+    return list(newest.values())

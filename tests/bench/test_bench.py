@@ -1,0 +1,286 @@
+"""The benchmarks themselves: whom they refuse, what a row holds, and the suite run once at smoke size."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import checks, peers, report, rows
+from bench.linear_cross_entropy import Contest, floor, step
+from bench.peers import LINEAR_CROSS_ENTROPY, Peer
+from bench.shapes import DTYPES, HEADS, IGNORED_SHARES, Head, head_cases
+from bench.timing import Lap, Race, peak_memory
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ROOT = Path(__file__).parents[2]
+TINY = Head("tiny", 96, 48, 300, "fp32", 0.5)
+TORCH_ALONE = {"eager", "compacted", "fastft"}  # need nothing that is not a dependency
+MEMORY = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel resets no high-water mark")
+
+
+class Laps:
+    """In place of the `benchmark` fixture, which one test can use once only."""
+
+    def pedantic(
+        self, target: Callable[[], None], setup: Callable[[], None], teardown: Callable[[], None], rounds: int
+    ) -> None:
+        for _ in range(rounds):
+            setup()
+            target()
+            teardown()
+
+
+def records(case: Head, **options: Any) -> tuple[dict[str, rows.Row], dict[str, str]]:
+    """Rows by provider, and the reasons of those that have none."""
+    contest = Contest(case, **{"chosen": LINEAR_CROSS_ENTROPY, "cap": 0.01, "most": 3, **options})
+    contest.run(Laps())  # type: ignore[arg-type]
+    made = contest.records()
+    timed = {record.provider: record for record in made if isinstance(record, rows.Row)}
+    return timed, {record.provider: record.reason for record in made if isinstance(record, rows.Absence)}
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, peers.Loss], None]:
+    """Adds a provider to the table."""
+
+    def add(name: str, loss: peers.Loss) -> None:
+        monkeypatch.setitem(LINEAR_CROSS_ENTROPY, name, Peer(lambda device: loss))
+
+    return add
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ignored", [0.0, 0.85])
+def test_every_provider_has_a_row_or_a_reason(dtype: str, ignored: float) -> None:
+    timed, absent = records(replace(TINY, dtype=dtype, ignored=ignored))
+    assert timed.keys() | absent.keys() == LINEAR_CROSS_ENTROPY.keys() | {"floor"}
+    assert not timed.keys() & absent.keys()
+    assert timed.keys() >= TORCH_ALONE | {"floor"}, absent
+    if hasattr(F, "linear_cross_entropy"):
+        assert timed.keys() >= {"torch-tuned", "tuned-compacted"}, absent
+
+
+def test_what_a_row_says() -> None:
+    timed, _ = records(TINY)
+    row = timed["fastft"]
+    assert (row.op, row.case, row.dtype, row.ignored) == ("linear_cross_entropy", "tiny", "fp32", 0.5)
+    assert row.shape == {"N": 96, "D": 48, "V": 300, "M": 48}
+    assert row.torch == torch.__version__
+    assert row.threads == torch.get_num_threads()
+    assert row.device
+    assert row.fastft
+    assert row.rounds == len(row.samples_ms) >= 1
+    assert row.ms_min == min(row.samples_ms) <= row.ms_median <= max(row.samples_ms)
+    assert row.gflops == pytest.approx(6 * 48 * 48 * 300 / row.ms_median / 1e6)
+    assert row.floor_ms == timed["floor"].ms_median
+    assert timed["floor"].floor_share == timed["eager"].eager_factor == 1.0
+    assert row.errors.keys() == {"loss", "dx", "dw"}
+    assert 0 < max(row.errors.values()) < 1e-6
+    assert row.deviation is not None
+    assert row.deviation < 1e-5
+    assert timed["eager"].deviation is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda x, w, y: 1.001 * F.cross_entropy(F.linear(x, w), y), "error of loss against fp64 is 1.00e-03"),
+        (lambda x, w, y: F.cross_entropy(F.linear(x.detach(), w), y), "no gradient for x"),
+        (lambda x, w, y: F.cross_entropy(F.linear(x, w * (1 + 1e-5)), y), "error of"),
+        (lambda x, w, y: F.cross_entropy(F.linear(x, w), y) * float("nan"), "error of loss against fp64 is nan"),
+        (lambda x, w, y: x.undefined, "AttributeError"),
+    ],
+    ids=["scaled", "detached", "inexact", "nan", "raises"],
+)
+def test_a_wrong_provider_has_no_row(
+    wrong: peers.Loss, reason: str, provider: Callable[[str, peers.Loss], None]
+) -> None:
+    provider("wrong", wrong)
+    timed, absent = records(TINY, chosen=("wrong", "eager"))
+    assert timed.keys() == {"floor", "eager"}
+    assert reason in absent["wrong"]
+
+
+def test_a_provider_that_is_wrong_at_full_size_only_has_no_row(provider: Callable[[str, peers.Loss], None]) -> None:
+    case = replace(TINY, N=400)
+
+    def forgets_the_last_chunk(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        if len(x) > case.reduced().N:
+            y = y.index_fill(0, torch.arange(len(y) - 40, len(y)), -100)
+        return F.cross_entropy(F.linear(x, w), y)
+
+    provider("forgetful", forgets_the_last_chunk)
+    timed, absent = records(case, chosen=("forgetful", "eager"))
+    assert "forgetful" in absent, timed
+    assert "full size" in absent["forgetful"]
+    assert "forgetful" not in timed
+
+
+def test_reduced_size_keeps_what_matters() -> None:
+    case = Head("gemma3", 1024, 640, 262144, "bf16", 0.85)
+    assert case.M == 154
+    reduced = case.reduced()
+    assert (reduced.D, reduced.dtype, reduced.ignored) == (640, "bf16", 0.85)
+    assert reduced.N * reduced.V <= 2**20
+
+
+def test_the_grid() -> None:
+    cases = head_cases(HEADS, ["cpu"])
+    assert len(cases) == len(HEADS) * len(DTYPES) * len(IGNORED_SHARES) == len(set(map(str, cases)))
+    assert {(2048, 576, 49152), (1024, 640, 262144), (4096, 384, 30522), (8192, 64, 32000)} == set(HEADS.values())
+
+
+def test_inputs_are_the_same_in_both_precisions() -> None:
+    case = replace(TINY, dtype="bf16", ignored=0.85)
+    one, other = case.inputs(), case.inputs(torch.float64)
+    assert torch.equal(one.x.double(), other.x)
+    assert torch.equal(one.w.double(), other.w)
+    assert torch.equal(one.y, other.y)
+    assert int((one.y != -100).sum()) == case.M == 14
+
+
+def test_the_floor_is_the_three_gemms_of_the_supervised_rows() -> None:
+    with torch.profiler.profile(record_shapes=True) as profile:
+        floor(TINY.inputs())()
+    shapes = [event.input_shapes[:2] for event in profile.events() if event.name == "aten::mm"]
+    n, d, v = TINY.M, TINY.D, TINY.V
+    assert shapes == [[[n, d], [d, v]], [[n, v], [v, d]], [[v, n], [n, d]]]
+
+
+def test_a_step_leaves_gradients() -> None:
+    inputs = TINY.inputs()
+    step(peers.eager("cpu"), inputs)()
+    assert [tuple(g.shape) for g in inputs.gradients] == [(96, 48), (300, 48)]
+    inputs.reset()
+    with pytest.raises(RuntimeError, match="no gradient"):
+        inputs.gradients  # noqa: B018
+
+
+def race(laps: dict[str, list[tuple[float, float]]], **options: Any) -> Race:
+    """A race that was run already: provider -> (seconds, seconds of others) of its rounds."""
+    made = Race("cpu", {}, lambda: None, **options)
+    made.laps = {name: {r: Lap(*lap) for r, lap in enumerate(taken)} for name, taken in laps.items()}
+    return made
+
+
+def test_rounds_follow_the_first_call() -> None:
+    made = race({name: [(seconds, 0.0)] for name, seconds in [("floor", 9.0), ("fastft", 2.0), ("a", 0.5), ("b", 4.0)]})
+    assert {name: made.rounds(name) for name in made.laps} == {"floor": 2, "fastft": 3, "a": 6, "b": 0}
+
+
+def test_ratios_pair_the_rounds() -> None:
+    made = race({"floor": [(9, 0), (1, 0), (2, 0), (4, 0)], "a": [(9, 0), (3, 0), (5, 0)], "slow": [(18, 0)]})
+    assert made.ratio("a", "floor") == (3 / 1 + 5 / 2) / 2
+    assert made.ratio("slow", "floor") == 2.0
+    assert made.ratio("slow", "nobody") is None
+    assert made.numbers("a")["samples_ms"] == [3000, 5000]
+    assert made.numbers("slow")["samples_ms"] == [18000]
+
+
+def test_disturbed_laps_are_left_out_while_quiet_ones_remain() -> None:
+    made = race({"floor": [(1, 0)] * 3, "a": [(1, 0), (5, 4.0), (2, 0.01)], "b": [(1, 0), (5, 4.0), (6, 3.0)]})
+    assert made.numbers("a")["samples_ms"] == [2000]
+    assert made.ratio("a", "floor") == 2.0
+    assert made.numbers("b")["samples_ms"] == [5000, 6000]
+    assert made.numbers("b")["other_cores"] == pytest.approx(7 / 11)
+
+
+def test_turns_rotate() -> None:
+    made = race({name: [(1.0, 0.0)] for name in "abc"})
+    assert [made.order(r)[0] for r in range(1, 5)] == ["b", "c", "a", "b"]
+    assert sorted(made.order(2)) == ["a", "b", "c"]
+
+
+@MEMORY
+def test_peak_memory_sees_what_is_freed_again() -> None:
+    with peak_memory("cpu") as peak:
+        torch.empty(64 * 2**20, dtype=torch.uint8).fill_(1)
+    assert peak.bytes is not None
+    assert 60 < peak.bytes / 2**20 < 72
+    with peak_memory("cpu") as peak:
+        torch.empty(2**10, dtype=torch.uint8).fill_(1)
+    assert peak.bytes is not None
+    assert peak.bytes / 2**20 < 4
+
+
+@MEMORY
+def test_eager_pays_for_the_logits() -> None:
+    case = Head("wide", 512, 16, 16384, "fp32", 0.85)
+    timed, _ = records(case, chosen=("eager", "compacted"))
+    logits = 512 * 16384 * 4 / 2**20
+    assert timed["eager"].peak_mib == pytest.approx(3 * logits, rel=0.1)
+    assert timed["compacted"].peak_mib == pytest.approx(3 * 0.15 * logits, abs=8)
+
+
+def test_refusal_is_relative_to_eager() -> None:
+    eager = {"loss": 0.0, "dx": 1e-3, "dw": 1e-3}
+    assert checks.refusal({"loss": 1e-3, "dx": 1.9e-3, "dw": 0.0}, eager, torch.bfloat16) is None
+    assert "error of dx" in str(checks.refusal({"loss": 0.0, "dx": 2.1e-3, "dw": 0.0}, eager, torch.bfloat16))
+    assert "error of loss" in str(checks.refusal({"loss": 1e-2, "dx": 0.0, "dw": 0.0}, eager, torch.bfloat16))
+
+
+def test_names_of_providers() -> None:
+    assert peers.named(LINEAR_CROSS_ENTROPY, "fastft, eager") == ["fastft", "eager"]
+    with pytest.raises(pytest.UsageError, match="quick unknown; known: eager, "):
+        peers.named(LINEAR_CROSS_ENTROPY, "quick")
+
+
+def test_the_newest_row_counts(tmp_path: Path) -> None:
+    timed, _ = records(TINY)
+    row = timed["fastft"]
+    again = replace(row, ms_median=1.5)
+    rows.append([row, timed["eager"], again], tmp_path)
+    (path,) = tmp_path.glob("*/linear_cross_entropy.jsonl")
+    assert rows.load(path, rows.Row) == [again, timed["eager"]]
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "linear_cross_entropy.jsonl"
+    path.write_text(json.dumps({"op": "linear_cross_entropy", "speed": 1}))
+    with pytest.raises(ValueError, match=r"linear_cross_entropy\.jsonl:1: not a Row; .*speed"):
+        rows.load(path, rows.Row)
+
+
+def test_smoke_run_and_report(tmp_path: Path) -> None:
+    """The whole way: pytest, rows on disk, page and pictures."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bench/linear_cross_entropy.py",
+        "--smoke",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    options = ["-k", "cpu-tiny and (ignored0 or ignored85)", "--cap", "0.01", "--record", str(tmp_path)]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+    assert "x floor" in done.stdout
+
+    (path,) = tmp_path.glob("*/linear_cross_entropy.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(line.keys() == {field.name for field in fields(rows.Row)} for line in lines)
+    assert {line["provider"] for line in lines} >= TORCH_ALONE | {"floor"}
+    page = report.write(path.parent).read_text()
+    for dtype in DTYPES:
+        assert f"| tiny | 64 x 32 x 300 | {dtype} | 85% | 10 |" in page
+    for picture in ("time", "memory"):
+        assert (path.parent / f"linear_cross_entropy-{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no rows here"):
+        report.write(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no results yet"):
+        report.newest(tmp_path)
