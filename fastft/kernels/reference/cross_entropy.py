@@ -27,6 +27,12 @@ def cross_entropy(
     if grad is not None:
         label, smooth, lse_square = coefficients.to(z.dtype).T[:, :, None]
         dz = (label + smooth + 2 * lse_square * lse[:, None]) * p - smooth * q
-        dz = dz.scatter_add(1, index, -label) * scale * (1 - torch.tanh(scale * x / softcap) ** 2 if softcap else 1)
+        dz = dz.scatter_add(1, index, -label) * scale * (slope(scale * x / softcap) if softcap else 1)
         grad.copy_(torch.where(keep[:, None], dz, 0))
     return torch.where(keep, torch.stack([nll, lse, (q * z).sum(-1), entropy, correct]), 0)
+
+
+def slope(u: Tensor) -> Tensor:
+    """tanh'(u) without the cancellation of 1 - tanh(u)^2 near saturation."""
+    t = torch.tanh(u)
+    return torch.where(t * t < 0.5, 1 - t * t, torch.cosh(u).reciprocal().square())

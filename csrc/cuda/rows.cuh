@@ -1,0 +1,136 @@
+#pragma once
+#include "reduce.cuh"
+#include "rows.h"
+#include "vector.cuh"
+
+namespace fastft::cuda {
+
+constexpr int kCompactThreads = 256;
+constexpr int kPerThread = kCompactTile / kCompactThreads;
+constexpr int kMoveRows = 8;  // of the result, per block
+constexpr int kMoveThreads = 256;
+
+struct Sum {
+  template <class T>
+  static __device__ T combine(T a, T b) {
+    return a + b;
+  }
+};
+
+// Of the blocks before this one, and of all.
+struct Counts {
+  int64_t before, all;
+
+  static __device__ Counts combine(Counts a, Counts b) { return {a.before + b.before, a.all + b.all}; }
+};
+
+// Grid: tiles of kCompactTile positions. Shared memory: int (warps,).
+inline __device__ void count_tile(const Compaction& a) {
+  const int64_t start = int64_t{blockIdx.x} * kCompactTile;
+  int supervised = 0;
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    const int64_t i = start + k * kCompactThreads + threadIdx.x;
+    if (i < a.n) supervised += a.target[i] != a.ignore_index;
+  }
+  supervised = cluster_reduce<Sum>(supervised, static_cast<int*>(shared_memory()));
+  if (threadIdx.x == 0) a.counts[blockIdx.x] = supervised;
+}
+
+// After count_tile, with the same grid. A thread has kPerThread neighbours. Shared memory: Counts (warps,),
+// then int (warps,).
+inline __device__ void select_tile(const Compaction& a) {
+  Counts counts{0, 0};
+  for (int i = threadIdx.x; i < static_cast<int>(gridDim.x); i += blockDim.x) {
+    const int64_t count = a.counts[i];
+    counts = Counts::combine(counts, {i < static_cast<int>(blockIdx.x) ? count : 0, count});
+  }
+  Counts* scratch = static_cast<Counts*>(shared_memory());
+  counts = cluster_reduce<Counts>(counts, scratch);
+
+  const int64_t start = int64_t{blockIdx.x} * kCompactTile + threadIdx.x * kPerThread;
+  unsigned supervised = 0;  // a bit per position
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    if (start + k < a.n && a.target[start + k] != a.ignore_index) supervised |= 1u << k;
+  }
+  int* warp_totals = reinterpret_cast<int*>(scratch + kCompactThreads / kWarp);
+  int64_t to = counts.before + block_scan<Sum>(__popc(supervised), 0, warp_totals);
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    if (!(supervised >> k & 1u)) continue;
+    if (to < a.capacity) a.valid[to] = start + k;
+    ++to;
+  }
+  const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  for (int64_t i = counts.all + thread; i < a.capacity; i += int64_t{gridDim.x} * blockDim.x) a.valid[i] = -1;
+  if (thread == 0) *a.count = counts.all;
+}
+
+// Rows [first, first + kMoveRows) of the result, each from row source[i] or, where that is -1, zeros.
+// Unit: an unsigned type that all addresses and strides are multiples of.
+template <class Unit>
+__device__ void move_tile(const RowMove& a, int64_t first, const int64_t* source) {
+  const int width = static_cast<int>(a.width / sizeof(Unit));
+  const int rows = static_cast<int>(a.rows - first < kMoveRows ? a.rows - first : kMoveRows);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < rows * width; i += blockDim.x) {
+    const int row = i / width, column = i - row * width;
+    Unit value{};
+    if (source[row] >= 0) {
+      const char* from = static_cast<const char*>(a.from) + source[row] * a.from_stride;
+      value = reinterpret_cast<const Unit*>(from)[column];
+    }
+    reinterpret_cast<Unit*>(static_cast<char*>(a.to) + (first + row) * a.width)[column] = value;
+  }
+}
+
+// Grid: tiles of kMoveRows rows. Shared memory: int64_t (kMoveRows,).
+template <class Unit>
+__device__ void gather_tile(const RowMove& a) {
+  const int64_t first = int64_t{blockIdx.x} * kMoveRows;
+  int64_t* source = static_cast<int64_t*>(shared_memory());
+  if (threadIdx.x < kMoveRows && first + threadIdx.x < a.rows) {
+    const int64_t row = a.index[first + threadIdx.x];
+    source[threadIdx.x] = row < a.from_rows ? row : -1;
+  }
+  __syncthreads();
+  move_tile<Unit>(a, first, source);
+}
+
+// The first place in index (n,), ascending, whose value is not below `value`; -1 counts as the largest. A
+// warp narrows the range 32 times with each load.
+inline __device__ int64_t lower_bound(const int64_t* index, int64_t n, int64_t value) {
+  const int lane = threadIdx.x % kWarp;
+  int64_t low = 0, high = n;
+  while (low < high) {
+    const int64_t step = (high - low + kWarp - 1) / kWarp, i = low + lane * step;
+    const bool below = i < high && static_cast<uint64_t>(index[i]) < static_cast<uint64_t>(value);
+    const int lanes_below = __popc(__ballot_sync(kAllLanes, below));
+    if (lanes_below == 0) break;
+    const int64_t end = low + lanes_below * step;
+    low = end - step + 1;
+    high = end < high ? end : high;
+  }
+  return low;
+}
+
+// Grid and shared memory as for gather_tile.
+template <class Unit>
+__device__ void scatter_tile(const RowMove& a) {
+  const int64_t first = int64_t{blockIdx.x} * kMoveRows;
+  int64_t* source = static_cast<int64_t*>(shared_memory());
+  if (threadIdx.x < kWarp) {
+    const int64_t k = lower_bound(a.index, a.from_rows, first) + threadIdx.x;
+    if (threadIdx.x < kMoveRows) source[threadIdx.x] = -1;
+    __syncwarp();
+    if (k < a.from_rows) {
+      const uint64_t row = static_cast<uint64_t>(a.index[k]) - static_cast<uint64_t>(first);
+      if (row < kMoveRows) source[row] = k;
+    }
+  }
+  __syncthreads();
+  move_tile<Unit>(a, first, source);
+}
+
+}  // namespace fastft::cuda
