@@ -14,7 +14,7 @@ test: $(VENV)/.built
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 bench: $(VENV)/.built
-	$(BIN)/python -m pytest bench --benchmark-only $(ARGS)
+	$(BIN)/python -m pytest bench --benchmark-only --record $(ARGS)
 	$(BIN)/python -m bench.report
 
 lint: $(VENV)/.built

@@ -59,7 +59,11 @@ def linear_cross_entropy(
     compaction and, where it fits, without chunks.
     """
     arguments.floating("input", input)
-    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+    arguments.floating("linear_weight", linear_weight)
+    cast = autocast_to(input)
+    if cast is not None:
+        input, linear_weight = input.to(cast), linear_weight.to(cast)
+        linear_bias = None if linear_bias is None else linear_bias.to(cast)
     arguments.floating("linear_weight", linear_weight, input)
     ignore_index = -100 if ignore_index is None else ignore_index
     arguments.options(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, num_items)
@@ -106,13 +110,11 @@ def linear_cross_entropy(
     return loss, loss_stats(schedule.spread_tokens(stats, valid, n), target.shape)
 
 
-def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Cast as torch.autocast does for F.linear; it does not see inside a custom op."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+def autocast_to(input: Tensor) -> torch.dtype | None:
+    """What torch.autocast casts F.linear to, if it does; it does not see inside a custom op."""
+    device = input.device.type
+    autocast = torch.is_autocast_enabled(device) and input.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else None
 
 
 @torch.library.custom_op("fastft::linear_cross_entropy", mutates_args=())
@@ -171,12 +173,12 @@ def _backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     else:
         made, ctx.made = ctx.made, None  # given away: a second backward makes its own
         if made is None:
-            weighted, factor = rows * (g if ctx.reduced else g[:, None]), 1.0
+            weighted = rows * (g if ctx.reduced else g[:, None])
             now = ctx.plan._replace(mode="grads", need_x=needs[0], need_w=needs[1], need_bias=needs[2])
             made = _linear_cross_entropy(x, w, bias, labels, weighted, q, valid, *options, True, *now, ctx.backend)[3:]
         else:
-            factor = known_scalar(g)
-        grads = tuple(rescale(t, factor).to(x.dtype) for t in made)
+            made = [rescale(t, known_scalar(g)) for t in made]
+        grads = tuple(t.to(x.dtype) for t in made)
     return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 14
 
 

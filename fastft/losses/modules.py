@@ -75,13 +75,14 @@ class LinearCrossEntropyLoss(nn.Module):
     extra_repr = CrossEntropyLoss.extra_repr
 
 
-OPTIONS = frozenset(
-    ["ignore_index", "reduction", "label_smoothing", "softcap", "logit_scale", "z_loss", "return_stats"] + ["backend"]
-)
+OPTIONS = {
+    *("ignore_index", "reduction", "label_smoothing", "softcap", "logit_scale", "z_loss"),
+    *("return_stats", "backend"),
+}
 
 
 def checked(options: dict[str, Any], *more: str) -> dict[str, Any]:
-    unknown = sorted(set(options) - OPTIONS - set(more))
+    unknown = sorted(set(options) - {*OPTIONS, *more})
     if unknown:
-        raise TypeError(f"unknown option {unknown[0]!r}; expected {', '.join(sorted(OPTIONS | set(more)))}")
+        raise TypeError(f"unknown option {unknown[0]!r}; expected {', '.join(sorted({*OPTIONS, *more}))}")
     return options

@@ -41,9 +41,7 @@ class Result(NamedTuple):
     dbias: Tensor  # (V,)
 
 
-def plan(
-    x: Tensor, w: Tensor, bias: Tensor | None, rows: int | None, *, budget: int | None, reduced: bool
-) -> Plan:
+def plan(x: Tensor, w: Tensor, bias: Tensor | None, rows: int | None, *, budget: int | None, reduced: bool) -> Plan:
     """`rows` is M, or None where only the op will know it."""
     need_x, need_w, need_bias = (torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w, bias))
     budget = default_budget(x.device) if budget is None else budget

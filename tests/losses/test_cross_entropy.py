@@ -41,7 +41,9 @@ def test_no_worse_than_torch(option: str, dtype: torch.dtype, backend: str, take
             check(p.z, with_ignored(p.y, options), options, backend, what=f"{share:.0%} ignored, {reduction}:")
 
 
-@pytest.mark.parametrize("option", ["plain", "label_smoothing", "negative_scale", "softcap", "z_loss"])
+@pytest.mark.parametrize(
+    "option", ["plain", "label_smoothing", "negative_scale", "softcap", "scale_and_softcap", "z_loss"]
+)
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_no_worse_than_torch_over_many_values(
     option: str, dtype: torch.dtype, backend: str, takes: Callable[..., None]
