@@ -24,7 +24,7 @@ inline __device__ float exp_difference(float d) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(d * kLog2e));
   return y;
 #else
-  return expf(d);
+  return math::exp_nonpositive(d);
 #endif
 }
 

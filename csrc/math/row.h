@@ -5,8 +5,8 @@
 // over the classes (uniform, or the class weights),
 //
 //   loss  = label nll + smooth (lse - q.z) + lse_square lse^2,   nll = lse - z_y
-//   dz_v  = lse_weight p_v - smooth q_v - label [v = y],         lse_weight = label + smooth + 2 lse_square
-//   lse
+//   dz_v  = lse_weight p_v - smooth q_v - label [v = y]
+//   lse_weight = label + smooth + 2 lse_square lse
 //
 // Weights, reduction, label smoothing and z-loss only choose (label, smooth, lse_square).
 namespace fastft::math {
@@ -28,11 +28,12 @@ FT_HD float negative_log_likelihood(const SoftmaxSum& others, float z_target, fl
   return odds < 1e30f ? log1pf(odds) : row_lse - z_target;
 }
 
-// dz at the target; 1 - p_y comes from the other classes, not from a difference near zero.
+// dz at the target; near p_y = 1 the rest comes from the other classes, not from a difference near zero.
 FT_HD float target_gradient(const RowCoefficients& c, float q_target, float row_lse, float p_target,
                             float p_others) {
+  const float rest = p_target < 0.5f ? 1.0f - p_target : p_others;
   return c.smooth * (1.0f - q_target) + 2.0f * c.lse_square * row_lse * p_target -
-         (c.label + c.smooth) * p_others;
+         (c.label + c.smooth) * rest;
 }
 
 }  // namespace fastft::math

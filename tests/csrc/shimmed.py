@@ -75,7 +75,7 @@ class Shimmed:
 @contextmanager
 def shimmed(library: Path) -> Iterator[Shimmed]:
     """With it imported in the place of what is installed."""
-    spec = importlib.util.spec_from_file_location("fastft._cuda", library)
+    spec = importlib.util.spec_from_file_location("shimmed._cuda", library)  # pybind11 keeps one module per name
     assert spec is not None
     assert spec.loader is not None
     native = importlib.util.module_from_spec(spec)
