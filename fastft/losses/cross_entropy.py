@@ -159,6 +159,7 @@ def _(logits, target, rows, q, scale, softcap, ignore_index, reduced, with_grad,
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *arrays, ctx.scale, ctx.softcap, ctx.ignore_index, ctx.reduced, with_grad, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else backward is given a zero tensor of each output's size
     ctx.save_for_backward(*arrays)
     ctx.made = output[2] if with_grad else None
 

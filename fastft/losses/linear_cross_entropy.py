@@ -150,6 +150,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     *arrays, ctx.scale, ctx.softcap, ctx.ignore_index, ctx.reduced = inputs[:11]
     ctx.plan, ctx.backend = schedule.Plan(*inputs[11:16]), inputs[16]
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else backward is given a zero tensor of each output's size
     ctx.save_for_backward(*arrays, output[2])
     ctx.made = output[3:] if ctx.plan.mode == "grads" else None
 
