@@ -28,7 +28,6 @@ them once, rounds repeat, and the order rotates from round to round so that nobo
   The gradients' own bytes are subtracted by the caller. Linux only; elsewhere there is no number.
 """
 
-import ctypes
 import gc
 import mmap
 import os
@@ -42,6 +41,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from fastft.memory import CLEAR_REFS, memory_now, peak_memory, reset_peak_memory
 
 L2_FLUSH_BYTES = 256 * 2**20
 
@@ -96,33 +97,25 @@ class Peak:
     bytes: int | None = None
 
 
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
 @contextmanager
-def peak_memory(device: str) -> Iterator[Peak]:
+def peak_of(device: str) -> Iterator[Peak]:
     """Peak memory of the block, beyond what was in use before it."""
-    peak = Peak()
+    peak, on = Peak(), torch.device(device)
     gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield peak
-        torch.cuda.synchronize()
-        peak.bytes = torch.cuda.max_memory_allocated() - before
-        return
-    reset = Path("/proc/self/clear_refs")
-    if not reset.exists():
+    if on.type == "cpu" and not CLEAR_REFS.exists():
         yield peak
         return
-    ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS:")
-    reset.write_text("5")
+    synchronize(on)
+    before = memory_now(on)
+    reset_peak_memory(on)
     yield peak
-    peak.bytes = max(0, _status("VmHWM:") - before)
+    synchronize(on)
+    peak.bytes = max(0, peak_memory(on) - before)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def touch(size: int, device: str) -> None:
@@ -168,7 +161,7 @@ class Race:
         """Round 0 of one provider, with its peak memory; returns what the call returned."""
         self.reset()
         touch(self.ballast, self.device)
-        with peak_memory(self.device) as peak:
+        with peak_of(self.device) as peak:
             lap, result = self.clock(self.calls[name])
         self.laps[name] = {0: lap}
         self.peaks[name] = peak.bytes

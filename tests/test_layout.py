@@ -22,7 +22,18 @@ REFERENCE_LINES = 30
 IMPORT_SECONDS = 0.2
 
 # A module imports from lower ranks and from its own package. Kernels are apart: dispatch finds them by name.
-RANKS = {"__main__": 5, "trainer": 4, "": 3, "data": 2, "hf": 2, "embedding": 2, "optim": 2, "losses": 1, "dispatch": 0}
+RANKS = {
+    "__main__": 5,
+    "trainer": 4,
+    "": 3,
+    "data": 2,
+    "hf": 2,
+    "embedding": 2,
+    "optim": 2,
+    "losses": 1,
+    "dispatch": 0,
+    "memory": 0,
+}
 IMPORTS_INSIDE_FUNCTIONS = {"fastft/dispatch.py", "bench/peers.py"}
 TRANSFORMERS = ("fastft/hf/", "fastft/data/")
 MATH_INCLUDES = {"cmath", "cstdint"}

@@ -116,7 +116,8 @@ void cross_entropy_row(const CrossEntropyRows& a, int64_t row) {
   const LogitTransform f{a.scale, a.softcap};
   const float logit_target = math::to_float(x[y]), z_target = f.apply<kCapped>(logit_target);
   const Exponentials kept_left = kKeep ? exponentials_for(dx, a.vocab) : Exponentials{};
-  const Exponentials kept_right = {kept_left.values + after, kept_left.block_max + (y + kBlock - 1) / kBlock};
+  Exponentials kept_right{};
+  if (kKeep) kept_right = {kept_left.values + after, kept_left.block_max + (y + kBlock - 1) / kBlock};
   const SoftmaxSum left = softmax_sum<T, kCapped, kHasQ, kKeep>(x, a.q, y, f, kept_left);
   const SoftmaxSum right =
       softmax_sum<T, kCapped, kHasQ, kKeep>(x + after, q_right, right_size, f, kept_right);

@@ -11,16 +11,11 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TINY = math.ulp(0.0)  # the least number above 0
 
 
-def floating(name: str, value: Any, like: Tensor | None = None) -> None:
-    """A floating tensor; with `like`, of the same dtype and device."""
+def floating(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}; expected a Tensor")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {value.dtype}; expected float16, bfloat16, float32 or float64")
-    if like is not None:
-        same_device(name, value, like)
-        if value.dtype != like.dtype:
-            raise TypeError(f"{name} has dtype {value.dtype}, input has {like.dtype}: cast one, or use torch.autocast")
 
 
 def same_device(name: str, value: Tensor, like: Tensor) -> None:
@@ -28,12 +23,21 @@ def same_device(name: str, value: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name} is on {value.device}, input is on {like.device}: move one of them")
 
 
+def same_dtype(name: str, value: Tensor | None, like: Tensor) -> None:
+    if value is not None and value.dtype != like.dtype:
+        raise TypeError(f"{name} has dtype {value.dtype}, input has {like.dtype}: cast one, or use torch.autocast")
+
+
 def shape(name: str, value: Tensor, wanted: tuple[int, ...], why: str) -> None:
     if value.shape != wanted:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {tuple(wanted)}, {why}")
 
 
-def head(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+def head(input: Any, linear_weight: Any, linear_bias: Any) -> None:
+    """All but that dtypes agree, which autocast may still bring about."""
+    floating("input", input)
+    floating("linear_weight", linear_weight)
+    same_device("linear_weight", linear_weight, input)
     if linear_weight.dim() != 2:
         raise ValueError(
             f"linear_weight has shape {tuple(linear_weight.shape)}; expected (V, D). "
@@ -43,7 +47,8 @@ def head(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> No
         wanted = f"(..., {linear_weight.shape[1]}), linear_weight being {tuple(linear_weight.shape)}"
         raise ValueError(f"input has shape {tuple(input.shape)}; expected {wanted}")
     if linear_bias is not None:
-        floating("linear_bias", linear_bias, input)
+        floating("linear_bias", linear_bias)
+        same_device("linear_bias", linear_bias, input)
         shape("linear_bias", linear_bias, (linear_weight.shape[0],), "one value per class")
 
 

@@ -164,7 +164,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.made = output[2] if with_grad else None
 
 
-def _backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if g is None:
+        return (None,) * 10
     logits, target, rows, q = ctx.saved_tensors
     options = (ctx.scale, ctx.softcap, ctx.ignore_index)
     if torch.is_grad_enabled():  # double backward
@@ -187,8 +189,12 @@ def known_scalar(g: Tensor) -> Tensor | float:
     return g.item() if type(g) is Tensor and g.device.type == "cpu" else g
 
 
+def is_one(factor: Tensor | float) -> bool:
+    return isinstance(factor, float) and factor == 1.0
+
+
 def rescale(t: Tensor, factor: Tensor | float) -> Tensor:
-    return t if isinstance(factor, float) and factor == 1.0 else (t * factor).to(t.dtype)
+    return t if is_one(factor) else (t * factor).to(t.dtype)
 
 
 def differentiable(

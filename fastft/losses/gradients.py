@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastft import dispatch
-from fastft.losses.cross_entropy import rescale
+from fastft.losses.cross_entropy import is_one, rescale
 
 FEW = 2  # chunks whose products may be added in bf16; beyond, rounding each sum would show
 FP16_ROOM = 2.0**10  # where |dz| of a row may reach, of fp16's 65504
@@ -46,10 +46,10 @@ class Gradients:
         self.need_x, self.need_w, self.need_bias = needs
         self.dtype = x.dtype
         sums = torch.float32 if x.dtype == torch.bfloat16 and chunks > FEW else wide(x.dtype)
-        self.w = w.to(wide(x.dtype))
+        self.w = w.to(wide(x.dtype)) if self.need_x else w
         self.dx = x.new_empty(m, w.shape[1], dtype=wide(x.dtype)) if self.need_x else x.new_empty(0)
         self.dw = room(x, *w.shape, dtype=sums) if self.need_w else x.new_empty(0)
-        self.dbias = x.new_zeros(len(w), dtype=torch.promote_types(x.dtype, torch.float32))
+        self.dbias = x.new_zeros(len(w) if self.need_bias else 0, dtype=torch.promote_types(x.dtype, torch.float32))
         self.product = room(x, *w.shape) if self.need_w and sums != wide(x.dtype) else None
         if m == 0:
             self.dw.zero_()
@@ -61,8 +61,8 @@ class Gradients:
         if self.need_x:
             dx = self.dx[part]
             torch.mm(dz, self.w, out=dx)
-            if g != 1.0 if isinstance(g, float) else True:
-                dx.copy_(dx * g)
+            if not is_one(g):
+                dx.mul_(g)
         if self.need_w:
             self._add_to_dw(dz, rescale(x, g), first=part.start == 0)
         if self.need_bias:
@@ -81,8 +81,7 @@ class Gradients:
     def finish(self, valid: Tensor | None, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """dx (N, D), dw and dbias in `dtype`."""
         dx = spread(self.dx, valid, n) if self.need_x else self.dx
-        dbias = self.dbias if self.need_bias else self.dbias[:0]
-        return dx.to(dtype), self.dw.to(dtype), dbias.to(dtype, copy=True)
+        return dx.to(dtype), self.dw.to(dtype), self.dbias.to(dtype)
 
 
 def column_sum(dz: Tensor, g: Tensor | float) -> Tensor:

@@ -49,7 +49,7 @@ def linear_cross_entropy(
         valid: positions of the supervised tokens in the flattened `target`, int64, ascending, each once: spares
             the GPU synchronisation that finding them costs. What it leaves out is ignored.
         memory_budget: bytes for logits. If all M rows fit, they are kept for backward; else rows go through
-            in equal chunks. None: 256 MiB on the CPU, a quarter of the free memory on a GPU.
+            in equal chunks. None: 64 to 256 MiB on the CPU, a quarter of the free memory on a GPU.
 
     Returns:
         The loss in fp32 (fp64 for fp64 input), a scalar or shaped like `target`; with `return_stats` a pair
@@ -58,16 +58,15 @@ def linear_cross_entropy(
     The schedule (in-place gradient, chunks of rows) is Liger-Kernel's idea (arXiv:2410.10989), preceded by
     compaction and, where it fits, without chunks.
     """
-    arguments.floating("input", input)
-    arguments.floating("linear_weight", linear_weight)
+    arguments.head(input, linear_weight, linear_bias)
     cast = autocast_to(input)
     if cast is not None:
         input, linear_weight = input.to(cast), linear_weight.to(cast)
         linear_bias = None if linear_bias is None else linear_bias.to(cast)
-    arguments.floating("linear_weight", linear_weight, input)
+    arguments.same_dtype("linear_weight", linear_weight, input)
+    arguments.same_dtype("linear_bias", linear_bias, input)
     ignore_index = -100 if ignore_index is None else ignore_index
     arguments.options(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, num_items)
-    arguments.head(input, linear_weight, linear_bias)
     vocab, width = linear_weight.shape
     if isinstance(target, Tensor) and target.is_floating_point():
         arguments.only_for_class_indices(token_weight, z_loss, num_items, return_stats)
@@ -155,7 +154,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.made = output[3:] if ctx.plan.mode == "grads" else None
 
 
-def _backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if g is None:
+        return (None,) * 17
     x, w, bias, labels, rows, q, valid, dz = ctx.saved_tensors
     needs = tuple(ctx.needs_input_grad[:3])
     options = (ctx.scale, ctx.softcap, ctx.ignore_index)

@@ -76,8 +76,14 @@ class LinearCrossEntropyLoss(nn.Module):
 
 
 OPTIONS = {
-    *("ignore_index", "reduction", "label_smoothing", "softcap", "logit_scale", "z_loss"),
-    *("return_stats", "backend"),
+    "ignore_index",
+    "reduction",
+    "label_smoothing",
+    "softcap",
+    "logit_scale",
+    "z_loss",
+    "return_stats",
+    "backend",
 }
 
 

@@ -15,7 +15,8 @@ from fastft.losses.reduction import combine
 
 log = logging.getLogger("fastft")
 
-CPU_BUDGET = 256 << 20  # bytes
+CPU_LEAST, CPU_MOST = 64 << 20, 256 << 20  # bytes
+CPU_ROWS = 512  # of z, to spread the pass over dw on
 GPU_SHARE = 4  # one part of the free memory
 ROW_MULTIPLE = 128  # rows of a GEMM tile
 
@@ -44,8 +45,9 @@ class Result(NamedTuple):
 def plan(x: Tensor, w: Tensor, bias: Tensor | None, rows: int | None, *, budget: int | None, reduced: bool) -> Plan:
     """`rows` is M, or None where only the op will know it."""
     need_x, need_w, need_bias = (torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w, bias))
-    budget = default_budget(x.device) if budget is None else budget
-    fits = rows is not None and rows * w.shape[0] * x.element_size() <= budget
+    row_bytes = w.shape[0] * x.element_size()
+    budget = default_budget(x.device, row_bytes) if budget is None else budget
+    fits = rows is not None and rows * row_bytes <= budget
     by_chunk = "grads" if reduced else "stats"
     mode = "stats" if not (need_x or need_w or need_bias) else "store" if fits else by_chunk
     return Plan(mode, need_x, need_w, need_bias, budget)
@@ -58,10 +60,10 @@ def supervised(labels: Tensor, ignore_index: int, valid: Tensor | None) -> Tenso
     return valid[labels[valid] != ignore_index] if labels.device.type == "cpu" else valid
 
 
-def default_budget(device: torch.device) -> int:
+def default_budget(device: torch.device, row_bytes: int) -> int:
     if device.type == "cuda" and not torch.compiler.is_compiling():
-        return max(CPU_BUDGET, torch.cuda.mem_get_info(device)[0] // GPU_SHARE)
-    return CPU_BUDGET
+        return max(CPU_MOST, torch.cuda.mem_get_info(device)[0] // GPU_SHARE)
+    return min(CPU_MOST, max(CPU_LEAST, CPU_ROWS * row_bytes))
 
 
 def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:

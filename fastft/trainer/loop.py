@@ -8,13 +8,13 @@ from dataclasses import asdict
 import torch
 from rich.console import Console
 
+from fastft.memory import peak_memory, reset_peak_memory
 from fastft.trainer.checkpoint import checkpoints, remove, save, step_of
 from fastft.trainer.config import TrainConfig
 from fastft.trainer.evaluate import evaluate
 from fastft.trainer.generate import complete, openings
 from fastft.trainer.gradient import supervision, window_gradient
 from fastft.trainer.interrupt import StopRequest
-from fastft.trainer.measure import peak_memory, reset_peak_memory
 from fastft.trainer.nonfinite import refuse_non_finite
 from fastft.trainer.plot import plot_losses
 from fastft.trainer.progress import Progress

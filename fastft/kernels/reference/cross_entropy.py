@@ -18,7 +18,8 @@ def cross_entropy(
     """
     vocab, keep = logits.shape[1], target >= 0
     x = torch.where(keep[:, None], logits, 0).to(torch.promote_types(logits.dtype, torch.float32))
-    z = softcap * torch.tanh(scale * x / softcap) if softcap else scale * x
+    t = torch.tanh(scale * x / softcap) if softcap else None
+    z = scale * x if t is None else softcap * t
     index = target.clamp(0, vocab - 1)[:, None]
     logp, p, lse = z.log_softmax(-1), z.softmax(-1), z.logsumexp(-1)
     nll = torch.where(target < vocab, -logp.gather(1, index)[:, 0], torch.nan)
@@ -27,12 +28,7 @@ def cross_entropy(
     if grad is not None:
         label, smooth, lse_square = coefficients.to(z.dtype).T[:, :, None]
         dz = (label + smooth + 2 * lse_square * lse[:, None]) * p - smooth * q
-        dz = dz.scatter_add(1, index, -label) * scale * (slope(scale * x / softcap) if softcap else 1)
+        dz = dz.scatter_add(1, index, -label) * scale
+        dz = dz if t is None else torch.ops.aten.tanh_backward(dz, t)
         grad.copy_(torch.where(keep[:, None], dz, 0))
     return torch.where(keep, torch.stack([nll, lse, (q * z).sum(-1), entropy, correct]), 0)
-
-
-def slope(u: Tensor) -> Tensor:
-    """tanh'(u) without the cancellation of 1 - tanh(u)^2 near saturation."""
-    t = torch.tanh(u)
-    return torch.where(t * t < 0.5, 1 - t * t, torch.cosh(u).reciprocal().square())
