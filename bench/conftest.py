@@ -3,7 +3,7 @@
 python -m pytest bench/linear_cross_entropy.py                       the grid, every peer
 python -m pytest bench/linear_cross_entropy.py -k "thin and fp32"    some of its cases
 ... --providers fastft,eager    some of the providers; the floor always runs
-... --cap 1                     fewer rounds, sooner done
+... --cap 3 --most 15           more rounds
 ... --record                    append the rows to bench/results/<date>-<device>/
 python -m pytest bench                                               every op
 """
@@ -26,11 +26,11 @@ COLUMNS = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("benchmarks of fastft")
     group.addoption("--providers", default="all", help="comma-separated names from bench/peers.py (default: all)")
-    group.addoption("--cap", type=float, default=3.0, help="seconds per provider and case after its first call (3)")
-    group.addoption("--most", type=int, default=15, help="largest number of rounds (15)")
+    group.addoption("--cap", type=float, default=1.0, help="seconds per provider and case after its first call (1)")
+    group.addoption("--most", type=int, default=5, help="largest number of rounds (5)")
     group.addoption(
-        "--slow", type=float, default=8.0,
-        help="a peer that takes longer per call (seconds, 8), whatever is ignored, runs at one ignored share only",
+        "--slow", type=float, default=5.0,
+        help="a peer that takes longer per call (seconds, 5), whatever is ignored, runs at one ignored share only",
     )  # fmt: skip
     group.addoption("--smoke", action="store_true", help="tiny shapes: does everything run and pass its check?")
     group.addoption(

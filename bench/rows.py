@@ -6,6 +6,7 @@ counts. `absent.jsonl` beside it says who has no row, and why.
 
 import datetime
 import json
+import os
 import platform
 import re
 import subprocess
@@ -106,7 +107,9 @@ def driver(device: str) -> str:
 
 
 def commit() -> str:
-    """The checkout's short commit, with `+` where tracked files differ from it."""
+    """The checkout's short commit, with `+` where tracked files differ from it; or FASTFT_COMMIT's word."""
+    if named := os.environ.get("FASTFT_COMMIT"):
+        return named
     revision = _output(["git", "rev-parse", "--short=10", "HEAD"])
     changed = _output(["git", "status", "--porcelain", "--untracked-files=no"])
     return revision + ("+" if changed not in ("", "unknown") else "")

@@ -134,9 +134,11 @@ def test_reduced_size_keeps_what_matters() -> None:
 
 
 def test_the_grid() -> None:
-    cases = head_cases(HEADS, ["cpu"])
-    assert len(cases) == len(HEADS) * len(DTYPES) * len(IGNORED_SHARES) == len(set(map(str, cases)))
-    assert {(2048, 576, 49152), (1024, 640, 262144), (4096, 384, 30522), (8192, 64, 32000)} == set(HEADS.values())
+    cases = head_cases({"cpu": HEADS["cpu"]})
+    assert len(cases) == len(HEADS["cpu"]) * len(DTYPES) * len(IGNORED_SHARES) == len(set(map(str, cases)))
+    assert {(2048, 576, 49152), (1024, 640, 262144), (4096, 384, 30522), (8192, 64, 32000)} == set(
+        HEADS["cpu"].values()
+    )
 
 
 def test_inputs_are_the_same_in_both_precisions() -> None:
