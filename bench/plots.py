@@ -61,6 +61,8 @@ def panel(axes: Axes, rows: list[Row], providers: list[str], value: Callable[[Ro
     for k, provider in enumerate(providers):
         points = [(shares.index(row.ignored), value(row)) for row in rows if row.provider == provider]
         points = [(x, y) for x, y in points if y is not None and y > 0]
+        if not points:  # bars of nothing have a colour of their own, and the legend would take it
+            continue
         bars = axes.bar(
             [x - 0.42 + (k + 0.5) * width for x, _ in points], [y or 0.0 for _, y in points], width,
             color=COLORS.get(provider, OTHER), label=provider, zorder=2,

@@ -16,7 +16,6 @@ from fastft.losses.reduction import combine
 log = logging.getLogger("fastft")
 
 CPU_LEAST, CPU_MOST = 64 << 20, 256 << 20  # bytes
-ROWS_PER_WIDTH = 2  # a chunk of 2 D rows: its pass over dw (V, D) is half of one over z
 GPU_SHARE = 4  # one part of the free memory
 ROW_MULTIPLE = 128  # rows of a GEMM tile
 
@@ -45,9 +44,8 @@ class Result(NamedTuple):
 def plan(x: Tensor, w: Tensor, bias: Tensor | None, rows: int | None, *, budget: int | None, reduced: bool) -> Plan:
     """`rows` is M, or None where only the op will know it."""
     need_x, need_w, need_bias = (torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w, bias))
-    row_bytes = w.shape[0] * x.element_size()
-    budget = default_budget(x, row_bytes) if budget is None else budget
-    fits = rows is not None and rows * row_bytes <= budget
+    budget = default_budget(x.device, w.numel()) if budget is None else budget
+    fits = rows is not None and rows * w.shape[0] * x.element_size() <= budget
     by_chunk = "grads" if reduced else "stats"
     mode = "stats" if not (need_x or need_w or need_bias) else "store" if fits else by_chunk
     return Plan(mode, need_x, need_w, need_bias, budget)
@@ -60,10 +58,11 @@ def supervised(labels: Tensor, ignore_index: int, valid: Tensor | None) -> Tenso
     return valid[labels[valid] != ignore_index] if labels.device.type == "cpu" else valid
 
 
-def default_budget(x: Tensor, row_bytes: int) -> int:
-    if x.device.type == "cuda" and not torch.compiler.is_compiling():
-        return max(CPU_MOST, torch.cuda.mem_get_info(x.device)[0] // GPU_SHARE)
-    return min(CPU_MOST, max(CPU_LEAST, ROWS_PER_WIDTH * x.shape[1] * row_bytes))
+def default_budget(device: torch.device, weights: int) -> int:
+    """On the CPU the size of dw in fp32, which each chunk reads and writes: more rows gain little beyond that."""
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        return max(CPU_MOST, torch.cuda.mem_get_info(device)[0] // GPU_SHARE)
+    return min(CPU_MOST, max(CPU_LEAST, 4 * weights))
 
 
 def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:

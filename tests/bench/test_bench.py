@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from bench import checks, peers, report, rows
+from bench import checks, peers, plots, report, rows
 from bench.linear_cross_entropy import Contest, floor, step
 from bench.peers import LINEAR_CROSS_ENTROPY, Peer
 from bench.shapes import DTYPES, HEADS, IGNORED_SHARES, Head, head_cases
@@ -279,6 +281,15 @@ def test_smoke_run_and_report(tmp_path: Path) -> None:
         assert f"| tiny | 64 x 32 x 300 | {dtype} | 85% | 10 |" in page
     for picture in ("time", "memory"):
         assert (path.parent / f"linear_cross_entropy-{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_panel_without_a_provider_leaves_the_legend_its_color() -> None:
+    timed, _ = records(TINY, chosen=("eager", "fastft"))
+    panels = Figure().subplots(1, 2).tolist()
+    for axes, shown in zip(panels, (list(timed.values()), [timed["fastft"]]), strict=True):
+        plots.panel(axes, shown, ["fastft", "eager"], lambda row: row.ms_median)
+    handles, names = plots.legend(panels)
+    assert [to_hex(handle.patches[0].get_facecolor()) for handle in handles] == [plots.COLORS[n] for n in names]  # type: ignore[attr-defined]
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
