@@ -14,7 +14,9 @@ IGNORED = 0.85
 def line(row: Row, eager: Row) -> str:
     """One line of the table."""
     size = " x ".join(str(row.shape[axis]) for axis in "NDV")
-    assert row.eager_factor is not None and row.peak_mib is not None and eager.peak_mib is not None
+    assert row.eager_factor is not None
+    assert row.peak_mib is not None
+    assert eager.peak_mib is not None
     factors = f"{row.eager_factor:.1f} | {1 / row.floor_share:.2f}"
     return f"| {row.case} | {size} | {row.dtype} | {factors} | {row.peak_mib:.0f} | {eager.peak_mib:.0f} |"
 
@@ -29,5 +31,7 @@ def test_the_table_is_measured() -> None:
     by = {(row.case, row.dtype, row.provider): row for row in rows if row.ignored == IGNORED}
     expected = [line(row, by[case, dtype, "eager"]) for (case, dtype, name), row in by.items() if name == "fastft"]
     assert len(expected) >= 8
-    shown = [entry for entry in text.splitlines() if entry.startswith("|") and "x floor" not in entry and "---" not in entry]
+    shown = [
+        entry for entry in text.splitlines() if entry.startswith("|") and "x floor" not in entry and "---" not in entry
+    ]
     assert sorted(shown) == sorted(expected)
