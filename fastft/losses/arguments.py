@@ -61,8 +61,12 @@ def positions(valid: Any, target: Tensor) -> None:
     same_device("valid", valid, target)
     if valid.device.type != "cpu" or torch.compiler.is_compiling() or not len(valid):
         return
-    if valid[0] < 0 or valid[-1] >= target.numel() or bool((valid.diff() <= 0).any()):
-        raise ValueError(f"valid must ascend, each position once, within the {target.numel()} positions of target")
+    there = valid[: int((valid >= 0).sum())]
+    if bool((there < 0).any()) or bool((there.diff() <= 0).any()) or (len(there) and there[-1] >= target.numel()):
+        raise ValueError(
+            f"valid must ascend, each position once, within the {target.numel()} positions of target, with -1 "
+            "nowhere but at its end"
+        )
 
 
 def class_indices(target: Any, like: Tensor) -> None:
@@ -133,6 +137,11 @@ def only_for_class_indices(token_weight: Any, z_loss: float, num_items: Any, ret
     for name, is_given in {**given, "return_stats": return_stats}.items():
         if is_given:
             raise ValueError(f"{name} goes with class indices, but target holds class probabilities (it is floating)")
+
+
+def not_parallel(group: str, what: str) -> None:
+    if group:
+        raise NotImplementedError(f"{what}: not with a head that is spread over processes (tp_group); gather it first")
 
 
 def targets_in_range(target: Tensor, vocab: int, ignore_index: int, positions: Tensor | None) -> None:

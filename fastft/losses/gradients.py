@@ -4,13 +4,19 @@ fp16 alone needs care: gradients of a mean over many tokens lie below its range.
 power of two per row, and products are fp32 until the upstream gradient is known.
 """
 
+import functools
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastft import dispatch
 from fastft.losses.cross_entropy import is_one, rescale
+from fastft.losses.parallel import group_of
 
-FEW = 2  # chunks whose products may be added in bf16; beyond, rounding each sum would show
+FEW = {"cpu": 2}  # chunks whose products may be added in bf16, for memory; beyond, rounding each sum would show
+ROWS_BACKENDS = ("cuda", "triton", "reference")  # best first
 FP16_ROOM = 2.0**10  # where |dz| of a row may reach, of fp16's 65504
 LARGEST_LSE = 128.0
 ROWS = 128
@@ -38,19 +44,41 @@ def room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     return buffer
 
 
+def rows_kernel(x: Tensor) -> Any:
+    """`compact`, `gather_rows` and `scatter_rows` where x is; the same bits from every backend."""
+    return dispatch.pick("rows", ROWS_BACKENDS, "auto", x)
+
+
+@functools.cache
+def adds_to_wider_sums(device: torch.device) -> bool:
+    """Whether torch adds a product of bf16 matrices to an fp32 sum: on CUDA, and not in every version."""
+    one = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
+    try:
+        torch.addmm(one.float(), one, one, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
 class Gradients:
     """Sums over chunks of rows; what is not needed is an empty tensor."""
 
-    def __init__(self, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool], m: int, chunks: int) -> None:
-        """`x` only for its dtype and device; `m` rows will come in `chunks`."""
+    def __init__(
+        self, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool], m: int, chunks: int, group: str = ""
+    ) -> None:
+        """`x` only for its dtype and device; `m` rows will come in `chunks`; w is a part where there is a `group`."""
         self.need_x, self.need_w, self.need_bias = needs
-        self.dtype = x.dtype
-        sums = torch.float32 if x.dtype == torch.bfloat16 and chunks > FEW else wide(x.dtype)
+        self.dtype, self.group = x.dtype, group
+        self.reductions: list[dist.Work] = []
+        few = FEW.get(x.device.type, 1)
+        sums = torch.float32 if x.dtype == torch.bfloat16 and chunks > few else wide(x.dtype)
         self.w = w.to(wide(x.dtype)) if self.need_x else w
         self.dx = x.new_empty(m, w.shape[1], dtype=wide(x.dtype)) if self.need_x else x.new_empty(0)
         self.dw = room(x, *w.shape, dtype=sums) if self.need_w else x.new_empty(0)
         self.dbias = x.new_zeros(len(w) if self.need_bias else 0, dtype=torch.promote_types(x.dtype, torch.float32))
-        self.product = room(x, *w.shape) if self.need_w and sums != wide(x.dtype) else None
+        self.widens = self.need_w and sums != wide(x.dtype)
+        in_place = self.widens and adds_to_wider_sums(x.device)
+        self.product = room(x, *w.shape) if self.widens and not in_place else None
         if m == 0:
             self.dw.zero_()
 
@@ -63,6 +91,8 @@ class Gradients:
             torch.mm(dz, self.w, out=dx)
             if not is_one(g):
                 dx.mul_(g)
+            if self.group:
+                self.reductions.append(dist.all_reduce(dx, group=group_of(self.group), async_op=True))
         if self.need_w:
             self._add_to_dw(dz, rescale(x, g), first=part.start == 0)
         if self.need_bias:
@@ -70,7 +100,11 @@ class Gradients:
 
     def _add_to_dw(self, dz: Tensor, x: Tensor, first: bool) -> None:
         if self.product is None:
-            self.dw.addmm_(dz.t(), x, beta=0 if first else 1)
+            beta = 0 if first else 1
+            if self.widens:
+                torch.addmm(self.dw, dz.t(), x, self.dw.dtype, beta=beta, out=self.dw)
+            else:
+                self.dw.addmm_(dz.t(), x, beta=beta)
             return
         torch.mm(dz.t(), x, out=self.product)
         if first:
@@ -80,6 +114,8 @@ class Gradients:
 
     def finish(self, valid: Tensor | None, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """dx (N, D), dw and dbias in `dtype`."""
+        for reduction in self.reductions:
+            reduction.wait()
         dx = spread(self.dx, valid, n) if self.need_x else self.dx
         return dx.to(dtype), self.dw.to(dtype), self.dbias.to(dtype)
 
@@ -95,6 +131,11 @@ def column_sum(dz: Tensor, g: Tensor | float) -> Tensor:
     return total
 
 
+def gathered(x: Tensor, valid: Tensor | None, kept: Tensor) -> Tensor:
+    """x (N, D) at `valid` (M,) or whole; zero rows where not `kept` (M,)."""
+    return x if valid is None else rows_kernel(x).gather_rows(x, torch.where(kept, valid, -1))
+
+
 def spread(rows: Tensor, valid: Tensor | None, n: int) -> Tensor:
-    """(M, D) to (N, D), zero where the position is not in `valid`."""
-    return rows if valid is None else rows.new_zeros(n, rows.shape[1]).index_copy_(0, valid, rows)
+    """(M, D) to (N, D), zero where the position is not in `valid`, which ascends up to trailing -1s."""
+    return rows if valid is None else rows_kernel(rows).scatter_rows(rows, valid, n)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastft.losses import arguments, gradients, schedule
+from fastft.losses import arguments, gradients, parallel, schedule
 from fastft.losses.cross_entropy import accumulation_dtype, differentiable, known_scalar, probabilities, rescale
 from fastft.losses.reduction import coefficients, ignore_weightless, loss_stats
 
@@ -28,6 +28,7 @@ def linear_cross_entropy(
     num_items: float | Tensor | None = None,
     valid: Tensor | None = None,
     memory_budget: int | None = None,
+    tp_group: Any = None,
     return_stats: bool = False,
     backend: str = "auto",
 ) -> Any:
@@ -36,8 +37,9 @@ def linear_cross_entropy(
     A superset of `torch.nn.functional.linear_cross_entropy`. With N tokens of which M are supervised,
     `x` the hidden states and `W` the head, `z = cap(logit_scale * (x W^T + bias))`; the loss, its options,
     statistics and errors are those of `fastft.losses.cross_entropy`. Cost: 6 M V D flop and `memory_budget`
-    beyond the gradients, whatever N is. Ignored rows of `input`, NaN included, reach neither the loss nor a
-    gradient; their own gradient is exactly 0.
+    beyond the gradients, whatever N is (and 4 V D bytes where dw of bf16 rows needs several chunks: it is summed
+    in fp32). Ignored rows of `input`, NaN included, reach neither the loss nor a gradient; their own gradient is
+    exactly 0.
 
     Args:
         input: hidden states `(..., D)`, fp16, bf16, fp32 or fp64; under `torch.autocast` it and the head are
@@ -47,9 +49,14 @@ def linear_cross_entropy(
         linear_bias: `(V,)`.
         ignore_index: as in torch; None, torch's default here, means -100.
         valid: positions of the supervised tokens in the flattened `target`, int64, ascending, each once: spares
-            the GPU synchronisation that finding them costs. What it leaves out is ignored.
+            the GPU synchronisation that finding them costs. What it leaves out is ignored. It may end in -1s, so
+            that a CUDA graph, of fixed shapes, takes any number of tokens up to its length.
         memory_budget: bytes for logits. If all M rows fit, they are kept for backward; else rows go through
             in equal chunks. None: 64 to 256 MiB on the CPU, a quarter of the free memory on a GPU.
+        tp_group: a `torch.distributed` process group over which the classes are spread: rank r's `linear_weight`
+            and `linear_bias` are V / R consecutive rows of the head, `input`, `target` and all else (`weight` has V
+            values) are the same on every rank, as are loss, statistics and input's gradient. A `DTensor` head,
+            `Shard(0)`, brings its own group and may be uneven, where `input` is a replicated DTensor too.
 
     Returns:
         The loss in fp32 (fp64 for fp64 input), a scalar or shaped like `target`; with `return_stats` a pair
@@ -59,6 +66,9 @@ def linear_cross_entropy(
     compaction and, where it fits, without chunks.
     """
     arguments.head(input, linear_weight, linear_bias)
+    shard = parallel.shard_of(input, linear_weight, linear_bias, tp_group)
+    input, linear_weight, linear_bias = map(parallel.local, (input, linear_weight, linear_bias))
+    target, token_weight, weight = map(parallel.local, (target, token_weight, weight))
     cast = autocast_to(input)
     if cast is not None:
         input, linear_weight = input.to(cast), linear_weight.to(cast)
@@ -67,9 +77,10 @@ def linear_cross_entropy(
     arguments.same_dtype("linear_bias", linear_bias, input)
     ignore_index = -100 if ignore_index is None else ignore_index
     arguments.options(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, num_items)
-    vocab, width = linear_weight.shape
+    vocab, width = shard.vocab, linear_weight.shape[1]
     if isinstance(target, Tensor) and target.is_floating_point():
         arguments.only_for_class_indices(token_weight, z_loss, num_items, return_stats)
+        arguments.not_parallel(shard.group, "class probabilities")
         logits = F.linear(input, linear_weight, linear_bias)
         return probabilities(logits, target, weight, reduction, label_smoothing, softcap, logit_scale)
     arguments.class_indices(target, input)
@@ -84,22 +95,21 @@ def linear_cross_entropy(
     x, n, reduced = input.reshape(-1, width), labels.shape[0], reduction != "none"
     if not torch.compiler.is_compiling():
         valid = schedule.supervised(labels, ignore_index, valid)
-        valid = None if valid.shape[0] == n else valid
     if valid is not None:
-        labels = labels[valid]
-        token_weight = None if token_weight is None else token_weight[valid]
+        labels = schedule.at(labels, valid, ignore_index)
+        token_weight = None if token_weight is None else schedule.at(token_weight, valid, 0)
     rows, q = coefficients(
         labels, vocab, accumulation_dtype(input), weight=weight, token_weight=token_weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, z_loss=z_loss, reduction=reduction, num_items=num_items,
     )  # fmt: skip
     m = None if torch.compiler.is_compiling() else labels.shape[0]
-    plan = schedule.plan(x, linear_weight, linear_bias, m, budget=memory_budget, reduced=reduced)
+    plan = schedule.plan(x, linear_weight, linear_bias, m, shard, budget=memory_budget, reduced=reduced)
     arrays = (x, linear_weight, linear_bias, labels, rows, q, valid)
     options = (float(logit_scale), softcap or 0.0, ignore_index, reduced)
     try:
         loss, stats, *_ = _linear_cross_entropy(*arrays, *options, *plan, backend)
     except RuntimeError as error:
-        if plan.mode != "store" or not schedule.is_out_of_memory(error):
+        if plan.mode != "store" or plan.group or not schedule.is_out_of_memory(error):
             raise
         plan = plan._replace(mode="grads" if reduced else "stats")
         loss, stats, *_ = _linear_cross_entropy(*arrays, *options, *plan, backend)
@@ -120,10 +130,11 @@ def autocast_to(input: Tensor) -> torch.dtype | None:
 def _linear_cross_entropy(
     x: Tensor, w: Tensor, bias: Tensor | None, labels: Tensor, rows: Tensor, q: Tensor | None, valid: Tensor | None,
     scale: float, softcap: float, ignore_index: int, reduced: bool,
-    mode: str, need_x: bool, need_w: bool, need_bias: bool, budget: int, backend: str,
+    mode: str, need_x: bool, need_w: bool, need_bias: bool, compacts: bool, budget: int, group: str, first: int,
+    vocab: int, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`schedule.run` with a `schedule.Plan` spelt out: loss, statistics, dz, dx, dw, dbias."""
-    plan = schedule.Plan(mode, need_x, need_w, need_bias, budget)
+    plan = schedule.Plan(mode, need_x, need_w, need_bias, compacts, budget, group, first, vocab)
     return tuple(  # type: ignore[return-value]
         schedule.run(x, w, bias, labels, rows, q, valid, scale, softcap, ignore_index, reduced, plan, backend)
     )
@@ -132,7 +143,7 @@ def _linear_cross_entropy(
 @_linear_cross_entropy.register_fake
 def _(  # type: ignore[no-untyped-def]
     x, w, bias, labels, rows, q, valid, scale, softcap, ignore_index, reduced, mode, need_x, need_w, need_bias,
-    budget, backend,
+    compacts, budget, group, first, vocab, backend,
 ):  # fmt: skip
     k, now, wide = labels.shape[0], mode == "grads", gradients.wide(x.dtype)
     return (
@@ -147,7 +158,7 @@ def _(  # type: ignore[no-untyped-def]
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *arrays, ctx.scale, ctx.softcap, ctx.ignore_index, ctx.reduced = inputs[:11]
-    ctx.plan, ctx.backend = schedule.Plan(*inputs[11:16]), inputs[16]
+    ctx.plan, ctx.backend = schedule.Plan(*inputs[11:-1]), inputs[-1]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # else backward is given a zero tensor of each output's size
     ctx.save_for_backward(*arrays, output[2])
@@ -155,21 +166,24 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    rest = (None,) * (INPUTS - 3)
     if g is None:
-        return (None,) * 17
+        return None, None, None, *rest
     x, w, bias, labels, rows, q, valid, dz = ctx.saved_tensors
     needs = tuple(ctx.needs_input_grad[:3])
     options = (ctx.scale, ctx.softcap, ctx.ignore_index)
     grads: tuple[Tensor, ...]
     if torch.is_grad_enabled():  # double backward
+        arguments.not_parallel(ctx.plan.group, "double backward")
         wanted = [t for t, need in zip((x, w, bias), needs, strict=True) if need]
-        logits = F.linear(x if valid is None else x[valid], w, bias)
+        xs = x if valid is None else torch.where((labels != ctx.ignore_index)[:, None], x[valid.clamp(min=0)], 0)
+        logits = F.linear(xs, w, bias)
         loss = differentiable(logits, labels, rows, q, *options, ctx.reduced)
         found = iter(torch.autograd.grad(loss, wanted, g, create_graph=True))
-        return *(next(found) if need else None for need in needs), *[None] * 14
+        return *(next(found) if need else None for need in needs), *rest
     if ctx.plan.mode == "store":
-        sums = gradients.Gradients(x, w, needs, len(dz), 1)
-        xs, scale = x if valid is None else x[valid], gradients.row_scale(rows, x.dtype)
+        sums = gradients.Gradients(x, w, needs, len(dz), 1, ctx.plan.group)
+        xs, scale = gradients.gathered(x, valid, labels != ctx.ignore_index), gradients.row_scale(rows, x.dtype)
         sums.add(dz, xs, slice(0, len(dz)), scale, known_scalar(g) if ctx.reduced else g[:, None])
         grads = sums.finish(valid, len(x), x.dtype)
     else:
@@ -181,7 +195,8 @@ def _backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         else:
             made = [rescale(t, known_scalar(g)) for t in made]
         grads = tuple(t.to(x.dtype) for t in made)
-    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *[None] * 14
+    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *rest
 
 
+INPUTS = 11 + len(schedule.Plan._fields) + 1
 _linear_cross_entropy.register_autograd(_backward, setup_context=_save)

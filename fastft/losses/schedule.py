@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from fastft.losses.cross_entropy import kernel_for, normalized
-from fastft.losses.gradients import Gradients, room, row_scale, wide
+from fastft.losses.gradients import Gradients, gathered, room, row_scale, rows_kernel, wide
+from fastft.losses.parallel import Kernel, Shard
 from fastft.losses.reduction import combine
 
 log = logging.getLogger("fastft")
 
 CPU_LEAST, CPU_MOST = 64 << 20, 256 << 20  # bytes
 GPU_SHARE = 4  # one part of the free memory
+ALL_GPU_SHARE = 16  # one part of the whole, where several processes must choose alike
+UNDECIDED = -1  # left to the op: a graph may be compiled long before it runs
 ROW_MULTIPLE = 128  # rows of a GEMM tile
+ROW_ALIGNMENT = {"cuda": 16, "xpu": 16}  # bytes, without which GEMMs of half types are several times slower
 
 
 class Plan(NamedTuple):
@@ -27,7 +31,15 @@ class Plan(NamedTuple):
     need_x: bool
     need_w: bool
     need_bias: bool
-    budget: int  # bytes for z
+    compacts: bool  # the op finds the supervised rows itself
+    budget: int  # bytes for z, or UNDECIDED
+    group: str  # these three: see `parallel.Shard`
+    first: int
+    vocab: int
+
+    @property
+    def shard(self) -> Shard:
+        return Shard(self.group, self.first, self.vocab)
 
 
 class Result(NamedTuple):
@@ -41,28 +53,43 @@ class Result(NamedTuple):
     dbias: Tensor  # (V,)
 
 
-def plan(x: Tensor, w: Tensor, bias: Tensor | None, rows: int | None, *, budget: int | None, reduced: bool) -> Plan:
+def plan(
+    x: Tensor, w: Tensor, bias: Tensor | None, rows: int | None, shard: Shard, *, budget: int | None, reduced: bool
+) -> Plan:
     """`rows` is M, or None where only the op will know it."""
     need_x, need_w, need_bias = (torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w, bias))
-    budget = default_budget(x.device, w.numel()) if budget is None else budget
-    fits = rows is not None and rows * w.shape[0] * x.element_size() <= budget
+    if budget is None:
+        budget = UNDECIDED if rows is None else default_budget(x, shard)
+    fits = rows is not None and rows * shard.most * x.element_size() <= budget
     by_chunk = "grads" if reduced else "stats"
     mode = "stats" if not (need_x or need_w or need_bias) else "store" if fits else by_chunk
-    return Plan(mode, need_x, need_w, need_bias, budget)
+    return Plan(mode, need_x, need_w, need_bias, rows is None, budget, *shard)
 
 
-def supervised(labels: Tensor, ignore_index: int, valid: Tensor | None) -> Tensor:
-    """Positions (M,) of the supervised tokens among labels (N,); `valid` is trusted where a look would synchronise."""
-    if valid is None:
-        return (labels != ignore_index).nonzero()[:, 0]
-    return valid[labels[valid] != ignore_index] if labels.device.type == "cpu" else valid
+def supervised(labels: Tensor, ignore_index: int, valid: Tensor | None) -> Tensor | None:
+    """Positions (M,) of the supervised tokens among labels (N,), or None for all of them.
+
+    A given `valid` is trusted on a GPU, where a look would synchronise: it may end in -1s and hold ignored tokens.
+    """
+    if valid is not None and labels.device.type != "cpu":
+        return valid
+    found = rows_kernel(labels).compact(labels if valid is None else at(labels, valid, ignore_index), ignore_index)
+    found = found if valid is None else valid[found]
+    return None if len(found) == len(labels) else found
 
 
-def default_budget(device: torch.device, weights: int) -> int:
+def at(values: Tensor, valid: Tensor, fill: float) -> Tensor:
+    """values (N,) at `valid` (K,), `fill` where that is -1."""
+    return torch.where(valid < 0, fill, values[valid.clamp(min=0)])
+
+
+def default_budget(x: Tensor, shard: Shard) -> int:
     """On the CPU the size of dw in fp32, which each chunk reads and writes: more rows gain little beyond that."""
-    if device.type == "cuda" and not torch.compiler.is_compiling():
-        return max(CPU_MOST, torch.cuda.mem_get_info(device)[0] // GPU_SHARE)
-    return min(CPU_MOST, max(CPU_LEAST, 4 * weights))
+    if x.device.type != "cuda":
+        return min(CPU_MOST, max(CPU_LEAST, 4 * shard.most * x.shape[1]))
+    free, total = torch.cuda.mem_get_info(x.device)
+    free += torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
+    return max(CPU_MOST, total // ALL_GPU_SHARE if shard.group else free // GPU_SHARE)
 
 
 def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
@@ -78,9 +105,10 @@ def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
 
 def allocate(rows: int, x: Tensor, vocab: int, *, whole: bool) -> Tensor:
     """Room for (rows, V), or unless `whole` for as many rows as memory allows, halving."""
+    multiple = max(1, ROW_ALIGNMENT.get(x.device.type, 0) // x.element_size())
     while True:
         try:
-            return room(x, rows, vocab)
+            return room(x, rows, -(-vocab // multiple) * multiple)[:, :vocab]
         except RuntimeError as error:  # torch.OutOfMemoryError on a GPU
             if whole or rows == 1 or not is_out_of_memory(error):
                 raise
@@ -96,27 +124,27 @@ def run(
     x: Tensor, w: Tensor, bias: Tensor | None, labels: Tensor, rows: Tensor, q: Tensor | None, valid: Tensor | None,
     scale: float, softcap: float, ignore_index: int, reduced: bool, p: Plan, backend: str,
 ) -> Result:  # fmt: skip
-    """`labels` (K,) and `rows` (K, 3) belong to positions `valid` (K,), or to all N.
-
-    In mode "store" each of them is a row of dz; in the others those with `ignore_index` are left out.
-    """
+    """`labels` (K,) and `rows` (K, 3) belong to positions `valid` (K,), or to all N."""
     kernel = kernel_for(x, backend)
-    labels = normalized(labels, w.shape[0], ignore_index, valid)
-    stats, kept = rows.new_zeros(5, len(labels)), labels >= 0
-    compact = p.mode != "store" and not bool(kept.all())
-    if compact:
-        index = kept.nonzero()[:, 0]
+    kernel = Kernel(kernel, p.shard) if p.group else kernel
+    labels = normalized(labels, p.vocab, ignore_index, valid)
+    stats = rows.new_zeros(5, len(labels))
+    compacts = p.compacts and (valid is None or valid.device.type == "cpu")  # elsewhere it is trusted
+    if compacts:
+        index = (labels >= 0).nonzero()[:, 0]
         labels, valid = labels[index], index if valid is None else valid[index]
-    part_rows, part_stats = (rows[index], stats[:, index]) if compact else (rows, stats)
+    part_rows, part_stats = (rows[index], stats[:, index]) if compacts else (rows, stats)
     r, m = row_scale(part_rows, x.dtype), len(labels)
     kernel_rows = part_rows if r is None else part_rows / r
 
-    z = allocate(chunk_rows(m, len(w) * x.element_size(), p.budget), x, len(w), whole=p.mode == "store")
+    budget = default_budget(x, p.shard) if p.budget == UNDECIDED else p.budget
+    size = chunk_rows(m, p.shard.most * x.element_size(), budget)
+    z = allocate(size, x, len(w), whole=p.mode == "store" or bool(p.group))
     needs = (p.need_x, p.need_w, p.need_bias) if p.mode == "grads" else (False, False, False)
-    grads = Gradients(x, w, needs, m, -(-m // len(z)))
+    grads = Gradients(x, w, needs, m, -(-m // len(z)), p.group)
     for start in range(0, m, len(z)):
         part = slice(start, start + len(z))
-        xs = x[part] if valid is None else x[valid[part]]
+        xs = x[part] if valid is None else gathered(x, valid[part], labels[part] >= 0)
         zs = z[: len(xs)]
         logits(xs, w, bias, out=zs)
         part_stats[:, part] = kernel.cross_entropy(
@@ -124,7 +152,7 @@ def run(
         )
         if p.mode == "grads":
             grads.add(zs, xs, part, None if r is None else r[part])
-    if compact:
+    if compacts:
         stats[:, index] = part_stats
     dz = z[:m] if p.mode == "store" else x.new_empty(0)
     return Result(combine(stats, rows, reduced), stats, dz, *grads.finish(valid, len(x), wide(x.dtype)))
@@ -136,4 +164,7 @@ def logits(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
 
 def spread_tokens(values: Tensor, valid: Tensor | None, n: int) -> Tensor:
     """(..., K) to (..., N), zero where the position is not in `valid`."""
-    return values if valid is None else values.new_zeros(*values.shape[:-1], n).index_copy(-1, valid, values)
+    if valid is None:
+        return values
+    slot = torch.where(valid < 0, n, valid)
+    return values.new_zeros(*values.shape[:-1], n + 1).index_copy(-1, slot, values)[..., :n]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastft.losses import cross_entropy, linear_cross_entropy, schedule
+from fastft.losses import cross_entropy, gradients, linear_cross_entropy, schedule
 from fastft.losses.reduction import coefficients
 from losses.cases import OPTIONS, REDUCTIONS, problem, with_ignored
 
@@ -191,6 +191,25 @@ def test_opcheck_linear_cross_entropy(
         labels, 11, torch.float32, weight=None, token_weight=None, ignore_index=-100, label_smoothing=0.0, z_loss=0.0,
         reduction="mean", num_items=None,
     )  # fmt: skip
-    plan = schedule.Plan(mode, needs, needs, needs, 1 << 20 if mode == "store" else 100)
+    budget = 1 << 20 if mode == "store" else 100
+    plan = schedule.Plan(mode, needs, needs, needs, mode != "store", budget, "", 0, 11)
     args = (x, w, bias, labels, rows, q, valid, 1.0, 0.0, -100, mode != "stats", *plan, backend)
     torch.library.opcheck(torch.ops.fastft.linear_cross_entropy.default, args, test_utils=OPCHECK)
+
+
+@pytest.mark.parametrize("budget", [None, 700])
+def test_the_heads_gradient_is_not_copied_into_grad(budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V x D numbers: the buffer that the GEMM wrote becomes `.grad`."""
+    p, made = problem(24, 19, 37), []
+    finish = gradients.Gradients.finish
+
+    def noted(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        result = finish(*args)
+        made.append(result[1].data_ptr())
+        return result
+
+    monkeypatch.setattr(gradients.Gradients, "finish", noted)
+    w = p.w.requires_grad_()
+    linear_cross_entropy(p.x, w, p.y, memory_budget=budget, backend="cpu").backward()
+    assert w.grad is not None
+    assert w.grad.data_ptr() == made[-1]

@@ -87,7 +87,9 @@ def test_valid_under_compile() -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
     for share in (0.4, 0.8):
         p = problem(24, 19, 37, share=share)
-        same(compiled, function, (p.x, p.w), p.y, (p.y != -100).nonzero()[:, 0])
+        valid = (p.y != -100).nonzero()[:, 0]
+        same(compiled, function, (p.x, p.w), p.y, valid)
+        same(compiled, function, (p.x, p.w), p.y, torch.nn.functional.pad(valid, (0, 7), value=-1))
 
 
 def test_a_model_around_the_loss() -> None:

@@ -18,7 +18,7 @@ def compact(target: Tensor, ignore_index: int, capacity: int | None = None) -> T
 
 def gather_rows(x: Tensor, valid: Tensor) -> Tensor:
     """x (N, D) at `valid` (K,): (K, D), zero rows where -1."""
-    return torch.where(valid[:, None] < 0, 0, x[valid.clamp(min=0)])
+    return x[valid.clamp(min=0)].masked_fill_((valid < 0)[:, None], 0)
 
 
 def scatter_rows(rows: Tensor, valid: Tensor, n: int) -> Tensor:
