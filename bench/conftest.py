@@ -1,6 +1,7 @@
 """Command-line options of the benchmarks, and where their rows go: to the terminal, and with --record to a file.
 
-python -m pytest bench/linear_cross_entropy.py                       the grid, every peer
+python -m pytest bench/cross_entropy.py                              given logits: the grid, every peer
+python -m pytest bench/linear_cross_entropy.py                       heads: the same
 python -m pytest bench/linear_cross_entropy.py -k "thin and fp32"    some of its cases
 ... --providers fastft,eager    some of the providers; the floor always runs
 ... --cap 3 --most 15           more rounds
@@ -8,19 +9,20 @@ python -m pytest bench/linear_cross_entropy.py -k "thin and fp32"    some of its
 python -m pytest bench                                               every op
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import rows
+from bench import peers, rows
+from bench.cases import Case
+from bench.contest import Contest, Op, Slow
 from bench.rows import Record
 
-COLUMNS = (
-    f"{'ms median':>10}{'min':>10}{'rounds':>8}{'GFLOP/s':>9}{'x floor':>9}{'x eager':>9}{'MiB extra':>11}{'others':>8}"
-)
+PROVIDERS = {**peers.LINEAR_CROSS_ENTROPY, **peers.CROSS_ENTROPY}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +48,40 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
     return pytest.Module.from_parent(parent, path=file_path)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen_providers(metafunc.config)
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", metafunc.module.OP.cases(metafunc.config.getoption("smoke")), ids=str)
+
+
+def chosen_providers(config: pytest.Config) -> Collection[str]:
+    option = config.getoption("providers")
+    return PROVIDERS if option == "all" else peers.named(PROVIDERS, option)
+
+
+@pytest.fixture(scope="session")
+def slow(pytestconfig: pytest.Config) -> Slow:
+    return Slow(pytestconfig.getoption("slow"))
+
+
+@pytest.fixture
+def measure(
+    pytestconfig: pytest.Config, benchmark: BenchmarkFixture, slow: Slow, record: Callable[[list[Record]], None]
+) -> Callable[[Op, Case], None]:
+    """Runs one case of an op, and keeps what came of it."""
+
+    def run(op: Op, case: Case) -> None:
+        cap, most = pytestconfig.getoption("cap"), pytestconfig.getoption("most")
+        chosen = chosen_providers(pytestconfig)
+        contest = Contest(op, case, chosen, cap=cap, most=most, absent=slow.absent(op, case))
+        contest.run(benchmark)
+        records = contest.records()
+        slow.learn(op, case, records)
+        record(records)
+
+    return run
+
+
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[list[Record]], None]:
     """Hands the records of a case to the terminal, to pytest-benchmark's JSON and, with --record, to the results."""
@@ -67,23 +103,31 @@ class Table:
         self.config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        records = [value for name, value in report.user_properties if name == "record"]
+        records: list[Any] = [value for name, value in report.user_properties if name == "record"]
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         if report.when != "call" or not records or terminal is None:
             return
         M = records[0]["shape"].get("M")
-        terminal.write_line(f"\n{report.nodeid.partition('::')[2]}  M={M}\n  {'':18}{COLUMNS}")
+        terminal.write_line(f"\n{report.nodeid.partition('::')[2]}  M={M}\n  {'':18}{heading(records[0])}")
         for row in sorted((r for r in records if "ms_median" in r), key=lambda row: row["ms_median"]):
             terminal.write_line(f"  {row['provider']:18}{line(row)}")
         for absence in (r for r in records if "reason" in r):
             terminal.write_line(f"  {absence['provider']:18}no row: {absence['reason']}")
 
 
+def heading(row: dict[str, Any]) -> str:
+    rate = "GFLOP/s" if row.get("gflops") is not None else "GB/s"
+    return (
+        f"{'ms median':>10}{'min':>10}{'rounds':>8}{rate:>9}{'x floor':>9}{'x eager':>9}{'MiB extra':>11}{'others':>8}"
+    )
+
+
 def line(row: dict[str, Any]) -> str:
+    rate = row["gb_per_s"] if row["gflops"] is None else row["gflops"]
     eager = f"{row['eager_factor']:9.2f}" if row["eager_factor"] is not None else f"{'':9}"
     extra = f"{row['peak_mib']:11.1f}" if row["peak_mib"] is not None else f"{'':11}"
     others = f"{row['other_cores']:8.2f}" if row["other_cores"] is not None else ""
-    times = f"{row['ms_median']:10.1f}{row['ms_min']:10.1f}{row['rounds']:8}{row['gflops']:9.1f}"
+    times = f"{row['ms_median']:10.1f}{row['ms_min']:10.1f}{row['rounds']:8}{rate:9.{1 if rate >= 10 else 2}f}"
     return f"{times}{1 / row['floor_share']:9.3f}{eager}{extra}{others}"
 
 

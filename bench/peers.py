@@ -1,8 +1,8 @@
 """Who else does it: each peer one function, imported only when it is asked for.
 
-A peer's function takes the device and returns its loss `(x, w, y) -> mean loss` on x (N, D), w (V, D), y (N,) with
--100 for ignored tokens. It raises `ImportError` or `Unavailable` where it cannot run, and the text becomes the reason
-in the report.
+A peer's function takes the device and returns its mean loss on labels y (N,) with `IGNORE_INDEX` for ignored tokens:
+`(x, w, y)` of x (N, D) and w (V, D) for a head, `(z, y)` of z (N, V) for logits. It raises `ImportError` or
+`Unavailable` where it cannot run, and the text becomes the reason in the report.
 """
 
 from collections.abc import Callable, Collection
@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+from bench.cases import IGNORE_INDEX
+
+Loss = Callable[..., Tensor]
 
 
 class Unavailable(RuntimeError):
@@ -30,6 +32,12 @@ class Peer:
     compiled: bool = False
 
 
+def on_a_gpu(device: str, loss: Loss) -> Loss:
+    if not device.startswith("cuda"):
+        raise Unavailable("its kernels need a GPU")
+    return loss
+
+
 def fastft(device: str) -> Loss:
     from fastft.losses import linear_cross_entropy
 
@@ -41,9 +49,12 @@ def eager(device: str) -> Loss:
 
 
 def _on_supervised_rows(loss: Loss) -> Loss:
-    def compacted_loss(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        keep = (y != -100).nonzero().squeeze(1)
-        return loss(x.index_select(0, keep), w, y.index_select(0, keep))
+    """Of the first tensor; the last holds the labels."""
+
+    def compacted_loss(rows: Tensor, *others: Tensor) -> Tensor:
+        *constant, y = others
+        keep = (y != IGNORE_INDEX).nonzero().squeeze(1)
+        return loss(rows.index_select(0, keep), *constant, y.index_select(0, keep))
 
     return compacted_loss
 
@@ -86,9 +97,7 @@ def tuned_compacted(device: str) -> Loss:
 def liger(device: str) -> Loss:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    if not device.startswith("cuda"):
-        raise Unavailable("its Triton kernels need a GPU")
-    return liger_fused_linear_cross_entropy
+    return on_a_gpu(device, liger_fused_linear_cross_entropy)
 
 
 def cut_cross_entropy(device: str) -> Loss:
@@ -104,9 +113,54 @@ LINEAR_CROSS_ENTROPY = {
     "torch-default": Peer(torch_default, dense=True),
     "torch-tuned": Peer(torch_tuned, dense=True),
     "tuned-compacted": Peer(tuned_compacted),
-    "liger": Peer(liger, dense=True),
+    "liger": Peer(liger, dense=True, compiled=True),
     "cce": Peer(cut_cross_entropy, compiled=True),
     "fastft": Peer(fastft),
+}
+
+
+def fastft_logits(device: str) -> Loss:
+    from fastft.losses import cross_entropy
+
+    return cross_entropy
+
+
+def eager_logits(device: str) -> Loss:
+    return lambda z, y: F.cross_entropy(z, y)
+
+
+def compacted_logits(device: str) -> Loss:
+    """Eager on the supervised rows, gathered."""
+    return _on_supervised_rows(eager_logits(device))
+
+
+def compiled_logits(device: str) -> Loss:
+    """Eager, compiled for each shape by itself. After a few shapes torch goes back to eager without a word: hence the
+    reset, and `fullgraph`, which makes an error of it."""
+    torch.compiler.reset()
+    return torch.compile(eager_logits(device), fullgraph=True, dynamic=False)
+
+
+def liger_logits(device: str) -> Loss:
+    """In place: the gradient is written over the logits."""
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    return on_a_gpu(device, liger_cross_entropy)
+
+
+def quack_logits(device: str) -> Loss:
+    from quack import cross_entropy
+
+    return on_a_gpu(device, cross_entropy)
+
+
+CROSS_ENTROPY = {
+    "eager": Peer(eager_logits, dense=True),
+    "compacted": Peer(compacted_logits),
+    "torch-compile": Peer(compiled_logits, dense=True, compiled=True),
+    "liger": Peer(liger_logits, compiled=True),
+    "quack": Peer(quack_logits, dense=True, compiled=True),
+    "fastft": Peer(fastft_logits),
 }
 
 

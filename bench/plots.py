@@ -17,38 +17,44 @@ COLORS = {
     "torch-default": "#16324f",
     "liger": "#e0a03a",
     "cce": "#5a9367",
+    "torch-compile": "#4f8f8b",
+    "quack": "#a06c3a",
 }
 OTHER = "#b58db6"
 
 
-def draw(rows: list[Row], time: Path, memory: Path) -> None:
-    """Time as a multiple of the floor, and memory beyond inputs and gradients, both on logarithmic axes."""
+def draw(rows: list[Row], time: Path, memory: Path, *, floor: str, beyond: str) -> None:
+    """Time as a multiple of the floor, and memory beyond what `beyond` names, both on logarithmic axes."""
     about = f"{rows[0].op}, forward and backward; {rows[0].device}; torch {rows[0].torch}"
-    save(rows, time, f"Time over the measured floor (1 = bare GEMMs of the supervised rows)\n{about}",
+    save(rows, time, f"Time over the measured floor (1 = {floor})\n{about}",
          "time / floor", lambda row: 1 / row.floor_share, line=1.0)  # fmt: skip
-    save(rows, memory, f"Peak memory beyond inputs and gradients\n{about}", "MiB", lambda row: row.peak_mib)
+    save(rows, memory, f"Peak memory beyond {beyond}\n{about}", "MiB", lambda row: row.peak_mib)
 
 
 def save(
     rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float | None], line: float | None = None
 ) -> None:
     rows = [row for row in rows if row.provider != "floor"]
-    cases = list(dict.fromkeys((row.case, tuple(row.shape[axis] for axis in ("N", "D", "V"))) for row in rows))
+    axes = [axis for axis in rows[0].shape if axis != "M"]
+    cases = list(dict.fromkeys((row.case, tuple(row.shape[axis] for axis in axes)) for row in rows))
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     present = {row.provider for row in rows}
     providers = [name for name in COLORS if name in present] + sorted(present - set(COLORS))
-    figure = Figure(figsize=(4.4 * len(cases), 3.4 * len(dtypes) + 0.9), dpi=110, layout="constrained")
+    figure = Figure(figsize=(max(4.4 * len(cases), 7.5), 3.4 * len(dtypes) + 0.9), dpi=110, layout="constrained")
     panels = figure.subplots(len(dtypes), len(cases), squeeze=False, sharey=True)
     for i, dtype in enumerate(dtypes):
         for j, (name, size) in enumerate(cases):
             chosen = [r for r in rows if (r.dtype, r.case) == (dtype, name)]
+            if not chosen:  # a shape that is measured in another dtype only
+                panels[i][j].set_axis_off()
+                continue
             panel(panels[i][j], chosen, providers, value)
-            panels[i][j].set_title(f"{name}: N x D x V = {' x '.join(map(str, size))}, {dtype}", fontsize=9)
+            panels[i][j].set_title(f"{name}: {' x '.join(axes)} = {' x '.join(map(str, size))}, {dtype}", fontsize=9)
             if line is not None:
                 panels[i][j].axhline(line, color="black", lw=1, ls="--", zorder=3)
         panels[i][0].set_ylabel(unit)
-    for axes in panels[-1]:
-        axes.set_xlabel("tokens without a label")
+    for lowest in panels[-1]:
+        lowest.set_xlabel("tokens without a label")
     handles, names = legend(panels.ravel().tolist())
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     figure.suptitle(title, fontsize=11)

@@ -1,4 +1,4 @@
-"""The newest results as one page and two pictures: `python -m bench.report [folder]`.
+"""The newest results as one page, and two pictures for each op: `python -m bench.report [folder]`.
 
 Writes `report.md`, `<op>-time.png` and `<op>-memory.png` beside the rows, by default in the newest folder of
 `bench/results/`.
@@ -6,14 +6,35 @@ Writes `report.md`, `<op>-time.png` and `<op>-memory.png` beside the rows, by de
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import plots
-from bench.rows import ABSENT, RESULTS, Absence, Row, load
+from bench.rows import ABSENT, Absence, Row, load, newest
 
 DISTURBED = 0.1  # cores other processes used
 SUBJECT = "fastft"
+
+
+class Words(NamedTuple):
+    """What an op's numbers mean."""
+
+    floor: str
+    memory: str  # beyond what
+    notes: str = ""
+
+
+WORDS = {
+    "linear_cross_entropy": Words("bare GEMMs of the supervised rows", "inputs and gradients"),
+    "cross_entropy": Words(
+        "a copy of the supervised rows",
+        "inputs",
+        " The gradient counts: a loss in place needs none. GB/s are one read and one write of the supervised rows over "
+        "the time, and the floor is a copy of them. A gradient that is not in place also holds zeros for ignored rows: "
+        "at 50, 85 and 95 % ignored that makes 1.5, 3.8 and 10.5 times the floor's bytes.",
+    ),
+}
 
 
 def write(folder: Path) -> Path:
@@ -28,19 +49,25 @@ def write(folder: Path) -> Path:
     parts = []
     for path in files:
         rows = load(path, Row)
-        plots.draw(rows, folder / f"{path.stem}-time.png", folder / f"{path.stem}-memory.png")
-        parts += page(path.stem, rows, [absence for absence in absent if absence.op == path.stem])
+        words = WORDS.get(path.stem, Words("the floor", "inputs"))
+        time, memory = (folder / f"{path.stem}-{what}.png" for what in ("time", "memory"))
+        plots.draw(rows, time, memory, floor=words.floor, beyond=words.memory)
+        parts += page(path.stem, words, rows, [absence for absence in absent if absence.op == path.stem])
     report = folder / "report.md"
     report.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return report
 
 
-def page(op: str, rows: list[Row], absent: list[Absence]) -> list[str]:
+def page(op: str, words: Words, rows: list[Row], absent: list[Absence]) -> list[str]:
     first = rows[0]
     commits = ", ".join(sorted({row.fastft for row in rows}))
     days = sorted({row.taken[:10] for row in rows})
     providers = ordered({row.provider for row in rows})
+    timed = [name for name in providers if name != "floor"]
+    rated = first.gb_per_s is not None
+    outputs = " and ".join(dict.fromkeys(name for row in rows for name in row.errors if name != "loss"))
     cases = by_case(rows)
+    labels = ["case", " x ".join(axes(first)), "dtype", "ignored"]
     return [
         f"# {op} on {first.device}",
         "",
@@ -53,34 +80,28 @@ def page(op: str, rows: list[Row], absent: list[Absence]) -> list[str]:
         f"## {SUBJECT}",
         "",
         "`x floor`: time over the floor's. The other factors: how many times as fast as that provider. Memory is what "
-        "a call takes beyond inputs and gradients.",
+        f"a call takes beyond {words.memory}.{words.notes}",
         "",
         *table(
-            [*LABELS, "M", "ms", "x floor", *(f"vs {name}" for name in providers if name not in ("floor", SUBJECT)),
-             "MiB", "eager's MiB"],
-            (subject_cells(case, providers) for case in cases if SUBJECT in case),
+            [*labels, "M", "ms", *(["GB/s"] if rated else []), "x floor",
+             *(f"vs {name}" for name in timed if name != SUBJECT), "MiB", "eager's MiB"],
+            (subject_cells(case, timed, rated) for case in cases if SUBJECT in case),
         ),
         "## Time: median ms (multiple of the floor)",
         "",
-        *table([*LABELS, *providers], ([*labels(case), *(time(case.get(p)) for p in providers)] for case in cases)),
-        "## Memory beyond inputs and gradients: MiB",
+        *by_provider(labels, providers, cases, time),
+        *(["## GB/s of the supervised rows", "", *by_provider(labels, providers, cases, rate)] if rated else []),
+        f"## Memory beyond {words.memory}: MiB",
         "",
-        *table(
-            [*LABELS, *(p for p in providers if p != "floor")],
-            ([*labels(case), *(memory(case.get(p)) for p in providers if p != "floor")] for case in cases),
-        ),
-        "## Largest relative error of dx and dw against fp64, at the reduced size",
+        *by_provider(labels, timed, cases, memory),
+        f"## Largest relative error of {outputs} against fp64, at the reduced size",
         "",
-        *table(
-            [*LABELS, *(p for p in providers if p != "floor")],
-            ([*labels(case), *(error(case.get(p)) for p in providers if p != "floor")] for case in cases),
-        ),
+        *by_provider(labels, timed, cases, error),
         *absences(absent),
         *disturbances(rows),
     ]  # fmt: skip
 
 
-LABELS = ("case", "N x D x V", "dtype", "ignored")
 Case = dict[str, Row]  # provider -> row
 
 
@@ -97,17 +118,23 @@ def by_case(rows: Iterable[Row]) -> list[Case]:
     return list(cases.values())
 
 
-def labels(case: Case) -> list[str]:
+def axes(row: Row) -> list[str]:
+    """Of the case's shape: all but M, which the ignored share gives."""
+    return [axis for axis in row.shape if axis != "M"]
+
+
+def place(case: Case) -> list[str]:
     row = next(iter(case.values()))
-    size = " x ".join(str(row.shape[axis]) for axis in ("N", "D", "V"))
+    size = " x ".join(str(row.shape[axis]) for axis in axes(row))
     return [row.case, size, row.dtype, f"{row.ignored:.0%}"]
 
 
-def subject_cells(case: Case, providers: list[str]) -> list[str]:
+def subject_cells(case: Case, timed: list[str], rated: bool) -> list[str]:
     own = case[SUBJECT]
-    cells = [*labels(case), str(own.shape["M"]), f"{own.ms_median:.1f}", f"{1 / own.floor_share:.2f}"]
-    for name in providers:
-        if name in ("floor", SUBJECT):
+    rates = [rate(own)] if rated else []
+    cells = [*place(case), str(own.shape["M"]), f"{own.ms_median:.1f}", *rates, f"{1 / own.floor_share:.2f}"]
+    for name in timed:
+        if name == SUBJECT:
             continue
         other = case.get(name)
         factor = own.eager_factor if name == "eager" else other and other.ms_median / own.ms_median
@@ -119,16 +146,27 @@ def time(row: Row | None) -> str:
     return "" if row is None else f"{row.ms_median:.1f} ({1 / row.floor_share:.2f})"
 
 
+def rate(row: Row | None) -> str:
+    return "" if row is None or row.gb_per_s is None else f"{row.gb_per_s:.{1 if row.gb_per_s >= 10 else 2}f}"
+
+
 def memory(row: Row | None) -> str:
     return "" if row is None or row.peak_mib is None else f"{row.peak_mib:.0f}"
 
 
 def error(row: Row | None) -> str:
-    return "" if row is None else f"{max(row.errors['dx'], row.errors['dw']):.1e}"
+    return "" if row is None else f"{max(value for name, value in row.errors.items() if name != 'loss'):.1e}"
+
+
+def by_provider(
+    labels: list[str], providers: list[str], cases: list[Case], cell: Callable[[Row | None], str]
+) -> list[str]:
+    return table([*labels, *providers], ([*place(case), *(cell(case.get(p)) for p in providers)] for case in cases))
 
 
 def table(head: list[str], lines: Iterable[list[str]]) -> list[str]:
-    rule = ["---" if name in LABELS else "---:" for name in head]
+    """The first four columns are words."""
+    rule = ["---" if column < 4 else "---:" for column in range(len(head))]
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)] + [""]
 
 
@@ -150,14 +188,6 @@ def disturbances(rows: list[Row]) -> list[str]:
     note = "Other processes used more than a tenth of a core during all of their samples; worth repeating:"
     listed = (f"{row.case} {row.dtype} {row.ignored:.0%} {row.provider} ({row.other_cores:.1f} cores)" for row in loud)
     return ["## Disturbed", "", note, "", *(f"* {text}" for text in listed), ""]
-
-
-def newest(results: Path = RESULTS) -> Path:
-    """The folder whose rows were written last; `FileNotFoundError` where there is none."""
-    files = sorted(results.glob("*/*.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise FileNotFoundError(f"{results}: no results yet; make some with pytest bench/<op>.py --record")
-    return files[-1].parent
 
 
 def main() -> None:

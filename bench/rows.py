@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,13 +48,14 @@ class Row(Where):
     rounds: int
     samples_ms: list[float]
     other_cores: float | None  # used by other processes meanwhile; None where it is not known
-    gflops: float  # useful work over the median time, GFLOP/s
+    gflops: float | None  # useful work over the median time, GFLOP/s; None where traffic bounds the op
     floor_ms: float  # the floor's median
     floor_share: float  # 1 is the floor itself
     eager_factor: float | None  # how many times as fast as eager; None where eager did not run
-    peak_mib: float | None  # beyond inputs and gradients; None where it is not measured
+    peak_mib: float | None  # beyond inputs and a head's gradients; None where it is not measured
     errors: dict[str, float]  # of each output against fp64, at the reduced size
     deviation: float | None  # of the gradients from eager's, at full size
+    gb_per_s: float | None = None  # the floor's traffic over the median time, GB/s; None where arithmetic bounds the op
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,17 @@ def folder(device: str, root: Path = RESULTS) -> Path:
     return root / f"{datetime.date.today().isoformat()}-{name}"
 
 
+def newest(root: Path = RESULTS) -> Path:
+    """The folder of rows whose name has the latest date, the last by name of several.
+
+    Raises `FileNotFoundError` where there is none.
+    """
+    dated = {path.parent for path in root.glob("*/*.jsonl") if re.match(r"\d{4}-\d\d-\d\d-", path.parent.name)}
+    if not dated:
+        raise FileNotFoundError(f"{root}: no results yet; make some with pytest bench/<op>.py --record")
+    return max(dated, key=lambda path: path.name)
+
+
 def append(records: Iterable[Record], root: Path = RESULTS) -> None:
     """Adds each record to the file of its op and device."""
     for record in records:
@@ -142,14 +154,16 @@ def append(records: Iterable[Record], root: Path = RESULTS) -> None:
 def load(path: Path, kind: type[Kind]) -> list[Kind]:
     """The newest record of each key in a file, in the order in which the keys first appear.
 
-    Raises `ValueError`, naming file and line, for a line that is not a record of this kind.
+    A line from before a field with a default was there lacks it. Raises `ValueError`, naming file and line, for a line
+    that is not a record of this kind.
     """
     newest: dict[tuple[object, ...], Kind] = {}
-    expected = {field.name for field in fields(kind)}
+    known = {field.name for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         values = json.loads(line)
-        if values.keys() != expected:
-            odd = ", ".join(sorted(values.keys() ^ expected))
+        if odd_ones := (needed - values.keys()) | (values.keys() - known):
+            odd = ", ".join(sorted(odd_ones))
             raise ValueError(f"{path}:{number}: not a {kind.__name__}; missing or unknown: {odd}")
         record = kind(**values)
         newest[key(record)] = record

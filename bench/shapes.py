@@ -1,16 +1,10 @@
-"""Shapes worth measuring: the output heads of real models, and the cases made of them.
-
-N tokens, D hidden size, V vocabulary, M supervised tokens; x (N, D), w (V, D), y (N,).
-"""
+"""Shapes worth measuring: the output heads of real models and their logits, and the grids of cases made of them."""
 
 import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor
+from bench.cases import DTYPES, Head, Logits
 
-IGNORE_INDEX = -100
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 IGNORED_SHARES = (0.0, 0.50, 0.85, 0.95)
 
 Sizes = dict[str, tuple[int, int, int]]  # name: (N, D, V)
@@ -30,82 +24,24 @@ HEADS: dict[str, Sizes] = {
 }
 SMOKE_HEADS = {"tiny": (64, 32, 300), "odd": (33, 24, 257)}
 
-
-@dataclass(frozen=True)
-class Inputs:
-    """Leaves with `requires_grad` set, and labels of which `IGNORE_INDEX` carry nothing to learn."""
-
-    x: Tensor  # (N, D)
-    w: Tensor  # (V, D)
-    y: Tensor  # (N,) int64
-
-    def reset(self) -> None:
-        self.x.grad = self.w.grad = None
-
-    @property
-    def gradients(self) -> tuple[Tensor, Tensor]:
-        """dx and dw of the last backward; raises `RuntimeError` if there are none."""
-        if self.x.grad is None or self.w.grad is None:
-            raise RuntimeError("the provider left no gradient for x or for w")
-        return self.x.grad, self.w.grad
+LogitSizes = dict[str, tuple[int, int]]  # name: (N, V)
+LOGITS: dict[str, LogitSizes] = {
+    "cpu": {
+        "smollm2": (2048, 49152),
+        "llama2": (8192, 32000),
+    },
+    "cuda": {
+        "mistral-nemo": (8192, 131072),  # the size other kernels publish
+        "modernbert": (4096, 50368),
+        "gemma3": (1024, 262144),  # the longest row
+    },
+}
+SMOKE_LOGITS = {"tiny": (64, 300), "odd": (33, 257)}
+LOGIT_BUFFERS = 7  # a race's: values, logits, the floor's rows, eager's gradient for comparison, and what eager takes
+FP32_ON_CUDA = ("mistral-nemo",)  # logits that are measured in fp32 as well, as a trainer that upcasts them has them
 
 
-@dataclass(frozen=True)
-class Head:
-    """One case of linear cross-entropy; `ignored` is the share of tokens without a label, in [0, 1)."""
-
-    name: str
-    N: int
-    D: int
-    V: int
-    dtype: str
-    ignored: float
-    device: str = "cpu"
-
-    @property
-    def M(self) -> int:
-        return self.N - round(self.N * self.ignored)
-
-    @property
-    def shape(self) -> dict[str, int]:
-        return {"N": self.N, "D": self.D, "V": self.V, "M": self.M}
-
-    @property
-    def flops(self) -> int:
-        """Useful floating-point operations of forward and backward: three GEMMs of the supervised rows."""
-        return 6 * self.M * self.V * self.D
-
-    @property
-    def gradient_bytes(self) -> int:
-        return (self.N + self.V) * self.D * DTYPES[self.dtype].itemsize
-
-    @property
-    def eager_bytes(self) -> int:
-        """What eager takes: logits, their log-softmax and its gradient of all N tokens, and the gradients."""
-        return 3 * self.N * self.V * DTYPES[self.dtype].itemsize + self.gradient_bytes
-
-    def __str__(self) -> str:
-        size = f"{self.N}x{self.D}x{self.V}"
-        return f"{self.device}-{self.name}-{size}-{self.dtype}-ignored{round(100 * self.ignored)}"
-
-    def reduced(self) -> "Head":
-        """The same case at a size where an fp64 reference costs nothing."""
-        return replace(self, N=min(self.N, 256), V=min(self.V, 2048))
-
-    def inputs(self, upcast: torch.dtype | None = None, seed: int = 0) -> Inputs:
-        """Logits of unit variance, uniform labels, ignored positions spread at random; always the same for a case.
-        `upcast` gives the very same values in a wider dtype."""
-        random = torch.Generator().manual_seed(seed)
-        dtype = DTYPES[self.dtype]
-        x = torch.randn(self.N, self.D, generator=random).to(dtype)
-        w = torch.randn(self.V, self.D, generator=random).mul_(self.D**-0.5).to(dtype)
-        y = torch.randint(self.V, (self.N,), generator=random)
-        y[torch.randperm(self.N, generator=random)[self.M :]] = IGNORE_INDEX
-        x, w = (tensor.to(self.device, upcast or dtype).requires_grad_() for tensor in (x, w))
-        return Inputs(x, w, y.to(self.device))
-
-
-def head_cases(heads: dict[str, Sizes]) -> list[Head]:
+def head_cases(heads: Mapping[str, Sizes]) -> list[Head]:
     """The grid, by device; the share of ignored tokens varies fastest and starts at 0. GPUs train in bf16."""
     return [
         Head(name, n, d, v, dtype, ignored, device)
@@ -113,3 +49,14 @@ def head_cases(heads: dict[str, Sizes]) -> list[Head]:
         for (name, (n, d, v)), dtype, ignored in itertools.product(sizes.items(), DTYPES, IGNORED_SHARES)
         if device == "cpu" or dtype == "bf16"
     ]
+
+
+def logit_cases(logits: Mapping[str, LogitSizes], cuda_bytes: int | None = None) -> list[Logits]:
+    """The same grid of logits, without what a GPU of so many bytes has no room for."""
+    cases = [
+        Logits(name, n, v, dtype, ignored, device)
+        for device, sizes in logits.items()
+        for (name, (n, v)), dtype, ignored in itertools.product(sizes.items(), DTYPES, IGNORED_SHARES)
+        if device == "cpu" or dtype == "bf16" or name in FP32_ON_CUDA
+    ]
+    return [c for c in cases if c.device == "cpu" or cuda_bytes is None or LOGIT_BUFFERS * c.bytes <= cuda_bytes]

@@ -52,6 +52,24 @@ def head(input: Any, linear_weight: Any, linear_bias: Any) -> None:
         shape("linear_bias", linear_bias, (linear_weight.shape[0],), "one value per class")
 
 
+def head_rows(linear_rows: Any, linear_weight: Tensor, group: str) -> tuple[Tensor | None, Tensor | None]:
+    """Ids (R,) and rows (R, D) of `linear_rows`, or a pair of None."""
+    if linear_rows is None:
+        return None, None
+    ids, rows = linear_rows
+    not_parallel(group, "linear_rows")
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
+        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"linear_rows[0] is {got}; expected the rows' ids, a 1-d int64 Tensor")
+    floating("linear_rows[1]", rows)
+    for name, value in (("linear_rows[0]", ids), ("linear_rows[1]", rows)):
+        same_device(name, value, linear_weight)
+    shape("linear_rows[1]", rows, (len(ids), linear_weight.shape[1]), "one row of linear_weight per id")
+    if linear_weight.requires_grad:
+        raise ValueError("linear_weight requires grad, and so would its linear_rows twice: freeze linear_weight")
+    return ids, rows
+
+
 def positions(valid: Any, target: Tensor) -> None:
     if valid is None:
         return

@@ -110,6 +110,15 @@ def kernel_for(like: Tensor, backend: str) -> Any:
     return dispatch.pick(NAME, BACKENDS, backend, like)
 
 
+def room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised buffer; on the CPU, where it is large, on huge pages."""
+    buffer = like.new_empty(shape, dtype=dtype)
+    memory, _ = dispatch.load("memory", "cpu")
+    if memory is not None and type(buffer) is Tensor:  # not while tracing
+        memory.advise(buffer)
+    return buffer
+
+
 def accumulation_dtype(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
@@ -144,7 +153,7 @@ def _cross_entropy(
     """Loss () or (K,), statistics (5, K), and with `with_grad` the gradient of sum_i loss_i, else (0,)."""
     kernel = kernel_for(logits, backend)
     target = normalized(target, logits.shape[1], ignore_index)
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format) if with_grad else None
+    grad = room(logits, *logits.shape) if with_grad else None
     stats = kernel.cross_entropy(logits, target, rows, q, scale, softcap, grad)
     return combine(stats, rows, reduced), stats, logits.new_empty(0) if grad is None else grad
 

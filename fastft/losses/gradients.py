@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastft import dispatch
-from fastft.losses.cross_entropy import is_one, rescale
+from fastft.losses.cross_entropy import is_one, rescale, room
 from fastft.losses.parallel import group_of
 
 FEW = {"cpu": 2}  # chunks whose products may be added in bf16, for memory; beyond, rounding each sum would show
@@ -35,15 +35,6 @@ def row_scale(rows: Tensor, dtype: torch.dtype) -> Tensor | None:
     return torch.exp2(torch.frexp(largest).exponent.to(rows.dtype))[:, None] / FP16_ROOM
 
 
-def room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised buffer; on the CPU, where it is large, on huge pages."""
-    buffer = like.new_empty(shape, dtype=dtype)
-    memory, _ = dispatch.load("memory", "cpu")
-    if memory is not None and type(buffer) is Tensor:  # not while tracing
-        memory.advise(buffer)
-    return buffer
-
-
 def rows_kernel(x: Tensor) -> Any:
     """`compact`, `gather_rows` and `scatter_rows` where x is; the same bits from every backend."""
     return dispatch.pick("rows", ROWS_BACKENDS, "auto", x)
@@ -64,21 +55,26 @@ class Gradients:
     """Sums over chunks of rows; what is not needed is an empty tensor."""
 
     def __init__(
-        self, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool], m: int, chunks: int, group: str = ""
-    ) -> None:
-        """`x` only for its dtype and device; `m` rows will come in `chunks`; w is a part where there is a `group`."""
+        self, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool], m: int, chunks: int, group: str = "",
+        row_ids: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """`x` only for its dtype and device; `m` rows will come in `chunks`; w is a part where there is a `group`.
+
+        dw is (V, D), or (R, D) for the rows `row_ids` (R,) alone.
+        """
         self.need_x, self.need_w, self.need_bias = needs
-        self.dtype, self.group = x.dtype, group
+        self.dtype, self.group, self.row_ids = x.dtype, group, row_ids
         self.reductions: list[dist.Work] = []
         few = FEW.get(x.device.type, 1)
         sums = torch.float32 if x.dtype == torch.bfloat16 and chunks > few else wide(x.dtype)
         self.w = w.to(wide(x.dtype)) if self.need_x else w
         self.dx = x.new_empty(m, w.shape[1], dtype=wide(x.dtype)) if self.need_x else x.new_empty(0)
-        self.dw = room(x, *w.shape, dtype=sums) if self.need_w else x.new_empty(0)
+        shape = w.shape if row_ids is None else (len(row_ids), w.shape[1])
+        self.dw = room(x, *shape, dtype=sums) if self.need_w else x.new_empty(0)
         self.dbias = x.new_zeros(len(w) if self.need_bias else 0, dtype=torch.promote_types(x.dtype, torch.float32))
         self.widens = self.need_w and sums != wide(x.dtype)
         in_place = self.widens and adds_to_wider_sums(x.device)
-        self.product = room(x, *w.shape) if self.widens and not in_place else None
+        self.product = room(x, *shape) if self.widens and not in_place else None
         if m == 0:
             self.dw.zero_()
 
@@ -94,7 +90,8 @@ class Gradients:
             if self.group:
                 self.reductions.append(dist.all_reduce(dx, group=group_of(self.group), async_op=True))
         if self.need_w:
-            self._add_to_dw(dz, rescale(x, g), first=part.start == 0)
+            dz_of_rows = dz if self.row_ids is None else dz[:, self.row_ids]
+            self._add_to_dw(dz_of_rows, rescale(x, g), first=part.start == 0)
         if self.need_bias:
             self.dbias += column_sum(dz, g)
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastft.losses.cross_entropy import kernel_for, normalized
-from fastft.losses.gradients import Gradients, gathered, room, row_scale, rows_kernel, wide
+from fastft.losses.cross_entropy import kernel_for, normalized, room
+from fastft.losses.gradients import Gradients, gathered, row_scale, rows_kernel, wide
 from fastft.losses.parallel import Kernel, Shard
 from fastft.losses.reduction import combine
 
@@ -49,14 +49,14 @@ class Result(NamedTuple):
     stats: Tensor  # (5, K)
     dz: Tensor  # (M, V)
     dx: Tensor  # (N, D)
-    dw: Tensor  # (V, D)
+    dw: Tensor  # (V, D), or (R, D) for chosen rows
     dbias: Tensor  # (V,)
 
 
 def plan(
     x: Tensor, w: Tensor, bias: Tensor | None, rows: int | None, shard: Shard, *, budget: int | None, reduced: bool
 ) -> Plan:
-    """`rows` is M, or None where only the op will know it."""
+    """`rows` is M, or None where only the op will know it. `w` is what the head's gradient goes to."""
     need_x, need_w, need_bias = (torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w, bias))
     if budget is None:
         budget = UNDECIDED if rows is None else default_budget(x, shard)
@@ -123,6 +123,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def run(
     x: Tensor, w: Tensor, bias: Tensor | None, labels: Tensor, rows: Tensor, q: Tensor | None, valid: Tensor | None,
     scale: float, softcap: float, ignore_index: int, reduced: bool, p: Plan, backend: str,
+    row_ids: Tensor | None = None,
 ) -> Result:  # fmt: skip
     """`labels` (K,) and `rows` (K, 3) belong to positions `valid` (K,), or to all N."""
     kernel = kernel_for(x, backend)
@@ -141,7 +142,7 @@ def run(
     size = chunk_rows(m, p.shard.most * x.element_size(), budget)
     z = allocate(size, x, len(w), whole=p.mode == "store" or bool(p.group))
     needs = (p.need_x, p.need_w, p.need_bias) if p.mode == "grads" else (False, False, False)
-    grads = Gradients(x, w, needs, m, -(-m // len(z)), p.group)
+    grads = Gradients(x, w, needs, m, -(-m // len(z)), p.group, row_ids)
     for start in range(0, m, len(z)):
         part = slice(start, start + len(z))
         xs = x[part] if valid is None else gathered(x, valid[part], labels[part] >= 0)

@@ -1,10 +1,11 @@
 """The benchmarks themselves: whom they refuse, what a row holds, and the suite run once at smoke size."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from runs import records
 from torch import Tensor
 
 from bench import checks, peers, plots, report, rows
-from bench.linear_cross_entropy import Contest, floor, step
+from bench.cases import DTYPES, Head
+from bench.contest import Slow
+from bench.linear_cross_entropy import OP, floor, step
 from bench.peers import LINEAR_CROSS_ENTROPY, Peer
-from bench.shapes import DTYPES, HEADS, IGNORED_SHARES, Head, head_cases
+from bench.shapes import HEADS, IGNORED_SHARES, head_cases
 from bench.timing import Lap, Race, peak_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,27 +31,6 @@ ROOT = Path(__file__).parents[2]
 TINY = Head("tiny", 96, 48, 300, "fp32", 0.5)
 TORCH_ALONE = {"eager", "compacted", "fastft"}  # need nothing that is not a dependency
 MEMORY = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel resets no high-water mark")
-
-
-class Laps:
-    """In place of the `benchmark` fixture, which one test can use once only."""
-
-    def pedantic(
-        self, target: Callable[[], None], setup: Callable[[], None], teardown: Callable[[], None], rounds: int
-    ) -> None:
-        for _ in range(rounds):
-            setup()
-            target()
-            teardown()
-
-
-def records(case: Head, **options: Any) -> tuple[dict[str, rows.Row], dict[str, str]]:
-    """Rows by provider, and the reasons of those that have none."""
-    contest = Contest(case, **{"chosen": LINEAR_CROSS_ENTROPY, "cap": 0.01, "most": 3, **options})
-    contest.run(Laps())  # type: ignore[arg-type]
-    made = contest.records()
-    timed = {record.provider: record for record in made if isinstance(record, rows.Row)}
-    return timed, {record.provider: record.reason for record in made if isinstance(record, rows.Absence)}
 
 
 @pytest.fixture
@@ -63,7 +46,7 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, peers.Loss], Non
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("ignored", [0.0, 0.85])
 def test_every_provider_has_a_row_or_a_reason(dtype: str, ignored: float) -> None:
-    timed, absent = records(replace(TINY, dtype=dtype, ignored=ignored))
+    timed, absent = records(OP, replace(TINY, dtype=dtype, ignored=ignored))
     assert timed.keys() | absent.keys() == LINEAR_CROSS_ENTROPY.keys() | {"floor"}
     assert not timed.keys() & absent.keys()
     assert timed.keys() >= TORCH_ALONE | {"floor"}, absent
@@ -72,7 +55,7 @@ def test_every_provider_has_a_row_or_a_reason(dtype: str, ignored: float) -> Non
 
 
 def test_what_a_row_says() -> None:
-    timed, _ = records(TINY)
+    timed, _ = records(OP, TINY)
     row = timed["fastft"]
     assert (row.op, row.case, row.dtype, row.ignored) == ("linear_cross_entropy", "tiny", "fp32", 0.5)
     assert row.shape == {"N": 96, "D": 48, "V": 300, "M": 48}
@@ -107,7 +90,7 @@ def test_a_wrong_provider_has_no_row(
     wrong: peers.Loss, reason: str, provider: Callable[[str, peers.Loss], None]
 ) -> None:
     provider("wrong", wrong)
-    timed, absent = records(TINY, chosen=("wrong", "eager"))
+    timed, absent = records(OP, TINY, chosen=("wrong", "eager"))
     assert timed.keys() == {"floor", "eager"}
     assert reason in absent["wrong"]
 
@@ -121,7 +104,7 @@ def test_a_provider_that_is_wrong_at_full_size_only_has_no_row(provider: Callabl
         return F.cross_entropy(F.linear(x, w), y)
 
     provider("forgetful", forgets_the_last_chunk)
-    timed, absent = records(case, chosen=("forgetful", "eager"))
+    timed, absent = records(OP, case, chosen=("forgetful", "eager"))
     assert "forgetful" in absent, timed
     assert "full size" in absent["forgetful"]
     assert "forgetful" not in timed
@@ -163,7 +146,7 @@ def test_the_floor_is_the_three_gemms_of_the_supervised_rows() -> None:
 def test_a_step_leaves_gradients() -> None:
     inputs = TINY.inputs()
     step(peers.eager("cpu"), inputs)()
-    assert [tuple(g.shape) for g in inputs.gradients] == [(96, 48), (300, 48)]
+    assert [tuple(g.shape) for g in inputs.gradients.values()] == [(96, 48), (300, 48)]
     inputs.reset()
     with pytest.raises(RuntimeError, match="no gradient"):
         inputs.gradients  # noqa: B018
@@ -219,7 +202,7 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
 @MEMORY
 def test_eager_pays_for_the_logits() -> None:
     case = Head("wide", 2048, 16, 32768, "fp32", 0.85)  # buffers above 32 MiB, which glibc gives back at once
-    timed, _ = records(case, chosen=("eager", "compacted"))
+    timed, _ = records(OP, case, chosen=("eager", "compacted"))
     logits = 2048 * 32768 * 4 / 2**20
     assert timed["eager"].peak_mib == pytest.approx(3 * logits, rel=0.1)
     assert timed["compacted"].peak_mib == pytest.approx(3 * 0.15 * logits, rel=0.15)
@@ -239,7 +222,7 @@ def test_names_of_providers() -> None:
 
 
 def test_the_newest_row_counts(tmp_path: Path) -> None:
-    timed, _ = records(TINY)
+    timed, _ = records(OP, TINY)
     row = timed["fastft"]
     again = replace(row, ms_median=1.5)
     rows.append([row, timed["eager"], again], tmp_path)
@@ -252,6 +235,31 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({"op": "linear_cross_entropy", "speed": 1}))
     with pytest.raises(ValueError, match=r"linear_cross_entropy\.jsonl:1: not a Row; .*speed"):
         rows.load(path, rows.Row)
+
+
+def test_a_row_from_before_a_field_still_reads(tmp_path: Path) -> None:
+    timed, _ = records(OP, TINY, chosen=())
+    values = asdict(timed["floor"])
+    assert values.pop("gb_per_s") is None
+    path = tmp_path / "linear_cross_entropy.jsonl"
+    path.write_text(json.dumps(values))
+    assert rows.load(path, rows.Row) == [timed["floor"]]
+
+
+def test_a_slow_dense_peer_sits_out_the_other_shares() -> None:
+    slow, timed = Slow(1.0), list(records(OP, TINY, chosen=("eager", "compacted", "fastft"))[0].values())
+    dense = {"torch-default": 1500.0, "torch-tuned": 900.0, "eager": 9000.0, "compacted": 9000.0, "fastft": 9000.0}
+    slow.learn(OP, TINY, [replace(timed[0], provider=name, ms_min=ms) for name, ms in dense.items()])
+    assert slow.absent(OP, replace(TINY, ignored=0.85)).keys() == {"torch-default"}
+    assert "took 2 s a call at 50% ignored" in slow.absent(OP, TINY)["torch-default"]
+    assert not slow.absent(OP, replace(TINY, dtype="bf16"))
+    assert not slow.absent(replace(OP, name="another"), TINY)
+
+
+def test_a_peer_known_to_be_too_slow_is_left_out() -> None:
+    absent = Slow(1.0).absent(OP, replace(TINY, name="gemma3"))
+    assert absent == {"torch-default": "a call takes over 2 minutes on two cores"}
+    assert not Slow(1.0).absent(OP, TINY)
 
 
 def test_smoke_run_and_report(tmp_path: Path) -> None:
@@ -284,7 +292,7 @@ def test_smoke_run_and_report(tmp_path: Path) -> None:
 
 
 def test_a_panel_without_a_provider_leaves_the_legend_its_color() -> None:
-    timed, _ = records(TINY, chosen=("eager", "fastft"))
+    timed, _ = records(OP, TINY, chosen=("eager", "fastft"))
     panels = Figure().subplots(1, 2).tolist()
     for axes, shown in zip(panels, (list(timed.values()), [timed["fastft"]]), strict=True):
         plots.panel(axes, shown, ["fastft", "eager"], lambda row: row.ms_median)
@@ -296,4 +304,15 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no rows here"):
         report.write(tmp_path)
     with pytest.raises(FileNotFoundError, match="no results yet"):
-        report.newest(tmp_path)
+        rows.newest(tmp_path)
+
+
+def test_the_newest_results_are_those_of_the_latest_date(tmp_path: Path) -> None:
+    """Whatever the files' times, which a fresh clone sets anyhow, and whatever else lies there."""
+    for name in ("2026-11-21-b", "2026-11-21-a", "2025-12-31-z", "scratch", "2026-11-22-empty"):
+        (tmp_path / name).mkdir()
+    for age, name in enumerate(("2026-11-21-b", "2026-11-21-a", "2025-12-31-z", "scratch")):
+        path = tmp_path / name / "op.jsonl"
+        path.touch()
+        os.utime(path, (age, age))
+    assert rows.newest(tmp_path).name == "2026-11-21-b"
