@@ -37,6 +37,7 @@ class LazyLogits(Tensor):
     _like: Tensor  # a meta tensor with the real logits' shape, strides and dtype
     _stamps: list[tuple[Tensor, tuple[int, int]]]
     _real: Tensor | None
+    _listeners: list[Callable[[Tensor], Any]]  # hooks that want to know when backward comes here, and no more
 
     @property
     def is_materialized(self) -> bool:
@@ -60,7 +61,7 @@ class LazyLogits(Tensor):
         func, args, kwargs = replaced(self._call, LazyLogits, real_of)
         with torch.set_grad_enabled(self.requires_grad):
             real: Tensor = func(*args, **kwargs)
-        return real
+        return heard(real, self._listeners)
 
     @property
     def _parent(self) -> LazyLogits | None:
@@ -75,7 +76,8 @@ class LazyLogits(Tensor):
         if any(stamp(tensor) != then for tensor, then in self._stamps):
             raise RuntimeError(
                 "these logits were left uncomputed, and the hidden states or the head they come from have changed "
-                "since (by optimizer.step()?): read them before the change, or call fastft.unpatch(model)"
+                "since (by optimizer.step()? by FSDP, which gives a gathered head back in backward?): read them before "
+                "the change, or call fastft.unpatch(model)"
             )
 
     def _loss(self, target: Any, **options: Any) -> Any:
@@ -86,7 +88,18 @@ class LazyLogits(Tensor):
         for node in self._lineage():
             node._check_unchanged()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.requires_grad):
-            return self._terms.loss(target, **options)
+            result = self._terms.loss(target, **options)
+        loss = result[0] if isinstance(result, tuple) else result
+        heard(loss, [listener for node in self._lineage() for listener in node._listeners])
+        return result
+
+    def _register_hook(self, hook: Callable[[Tensor], Any]) -> Any:
+        """For FSDP's hooks, which gather a head before its backward, be that the fused loss's or the logits' own."""
+        if self.is_materialized or not str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp"):
+            return NotImplemented
+        self._listeners.append(hook)
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.register_hook(hook)  # type: ignore[no-untyped-call]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -99,6 +112,8 @@ class LazyLogits(Tensor):
             result = LOSSES[func](*args, **kwargs)
         elif func in RULES:
             result = derived(func, args, kwargs)
+        elif func is Tensor.register_hook:
+            result = args[0]._register_hook(*args[1:], **kwargs)
         if result is NotImplemented:
             args, kwargs = replaced((args, kwargs), LazyLogits, LazyLogits.materialize)
             result = func(*args, **kwargs)
@@ -126,7 +141,7 @@ class Node(torch.autograd.Function):
         lazy: LazyLogits = Tensor._make_wrapper_subclass(
             LazyLogits, like.shape, strides=like.stride(), dtype=like.dtype, device=terms.hidden.device
         )
-        lazy._call, lazy._terms, lazy._like, lazy._real = call, terms, like, None
+        lazy._call, lazy._terms, lazy._like, lazy._real, lazy._listeners = call, terms, like, None, []
         lazy._stamps = [(x, stamp(x)) for x in inputs if not isinstance(x, LazyLogits)]
         return lazy
 
@@ -148,6 +163,14 @@ def replaced(x: Any, kind: type, by: Callable[[Any], Any]) -> Any:
     if isinstance(x, (tuple, list)):
         return (tuple if isinstance(x, tuple) else list)(replaced(item, kind, by) for item in x)
     return {key: replaced(item, kind, by) for key, item in x.items()} if isinstance(x, dict) else x
+
+
+def heard(x: Tensor, listeners: list[Callable[[Tensor], Any]]) -> Tensor:
+    """`x`, with the listeners told when its gradient comes."""
+    if x.requires_grad:
+        for listener in listeners:
+            x.register_hook(listener)  # type: ignore[no-untyped-call]
+    return x
 
 
 def value(logits: LazyLogits) -> Tensor:
@@ -256,7 +279,7 @@ def fastft_cross_entropy(
 LOSSES: dict[Any, Callable[..., Any]] = {F.cross_entropy: torch_cross_entropy, cross_entropy: fastft_cross_entropy}
 
 ATTRIBUTES = (
-    "shape dtype device layout ndim itemsize nbytes requires_grad is_leaf grad_fn "
+    "shape dtype device layout ndim itemsize nbytes requires_grad is_leaf grad_fn _base "
     "is_cpu is_cuda is_meta is_mps is_xpu is_quantized is_sparse is_nested"
 )
 METHODS = (

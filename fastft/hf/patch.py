@@ -11,7 +11,8 @@ import warnings
 import weakref
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
@@ -29,11 +30,17 @@ class LazyHead(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if not transforming():
-            HEADS.add(self)
+            HEADS[self] = [weakref.ref(x) for x in self.parameters(recurse=False)]
+            if is_sharded(type(self)):  # and not called by the model, which sees to it
+                keep_gathered(self)
         return lazy_linear(input, self.weight, self.bias)
 
 
-HEADS: weakref.WeakSet[LazyHead] = weakref.WeakSet()  # those that have run
+# Heads that have run, with the parameters they ran with: not those an optimizer sees, if FSDP shards the head
+HEADS: weakref.WeakKeyDictionary[LazyHead, list[weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
+# What was given to `patch`, per model in it
+OUTERMOST: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+KEPT: weakref.WeakSet[Any] = weakref.WeakSet()  # FSDP modules that would free the head before the loss and its readers
 
 
 def patch(model: M) -> M:
@@ -46,7 +53,8 @@ def patch(model: M) -> M:
 
     Args:
         model: a `transformers.PreTrainedModel` or a module around one (PEFT, DDP). Only this instance changes;
-            patching twice changes nothing. Copies of a patched model are patched.
+            patching twice changes nothing. Copies of a patched model are patched. FSDP2's `fully_shard` may come
+            before or after.
 
     Returns:
         `model` itself.
@@ -58,8 +66,14 @@ def patch(model: M) -> M:
     Later changes: a head replaced by `resize_token_embeddings` is patched at the next forward. A model whose loss
     does not come from the head's logits by cross-entropy is warned about once, by class name: its results are right,
     at the cost of an unpatched model. Under `torch.compile` and `torch.func` the logits are ordinary tensors.
+
+    FSDP2: the module whose `fully_shard` covers the head keeps it gathered from forward to backward, or to the next
+    optimizer step, as FSDP's root does. If that is a module around the transformers model (PEFT's), give it to `patch`.
+    Logits that nothing has read before backward cannot be read after it: the gathered head is gone, and they say so.
+    DDP with `find_unused_parameters=True` reads the logits of every forward; the loss is fused all the same.
     """
     owner = owner_of(model)
+    OUTERMOST[owner] = weakref.ref(model)
     if HOOKS in vars(owner):
         return model
     reason = why_not(owner)
@@ -82,8 +96,10 @@ def unpatch(model: M) -> M:
     for module in model.modules():
         for hook in vars(module).pop(HOOKS, ()):
             hook.remove()
-        if type(module) is LazyHead:
-            module.__class__ = nn.Linear  # type: ignore[assignment]
+        if unsharded(type(module)) is LazyHead:
+            for unit in [unit for unit in KEPT if any(m is module for m in unit.modules())]:
+                free_after_forward(unit)
+            module.__class__ = with_base(type(module), nn.Linear)
     return model
 
 
@@ -110,22 +126,39 @@ def why_not(owner: Any) -> str | None:
     for linear in linears(head):
         if hasattr(linear, "base_layer") or hasattr(linear, "token_adapter"):
             return f"its output embedding carries a PEFT adapter ({type(linear).__qualname__}): take it off"
-        if type(linear) not in (nn.Linear, LazyHead):
+        if unsharded(type(linear)) not in (nn.Linear, LazyHead):
             return f"its output embedding is a {type(linear).__qualname__}, not a plain torch.nn.Linear"
         if "forward" in vars(linear):
             return "the forward of its output embedding was replaced (by accelerate's device_map or offload hooks?)"
     return None
 
 
+def why_at_once(owner: Any) -> str | None:
+    """Why this model's head, lazy as it is, gives ordinary logits, or None."""
+    for linear in linears(owner.get_output_embeddings()):
+        kind = type(linear.weight)
+        if kind not in (Tensor, nn.Parameter):
+            return f"the weight of its output embedding is a {kind.__qualname__} (of tensor parallelism, quantization?)"
+    return None
+
+
 def make_lazy(owner: Any) -> None:
     for linear in linears(owner.get_output_embeddings()):
-        linear.__class__ = LazyHead
+        linear.__class__ = with_base(type(linear), LazyHead)
 
 
 def follow_head(owner: Any, args: Any, kwargs: Any) -> None:
-    """Forward pre-hook: the head may have been replaced since the last call."""
-    if not transforming() and why_not(owner) is None:
-        make_lazy(owner)
+    """Forward pre-hook: the head may have been replaced, or sharded, since the last call."""
+    if transforming() or why_not(owner) is not None:
+        return
+    make_lazy(owner)
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    outermost = OUTERMOST.get(owner, lambda: None)() or owner
+    for head in linears(owner.get_output_embeddings()):
+        around = [m for m in outermost.modules() if is_sharded(type(m)) and any(x is head for x in m.modules())]
+        for unit in around[-1:]:  # the innermost is last, and holds the head's parameters
+            keep_gathered(unit)
 
 
 def report_unfused(owner: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -133,8 +166,47 @@ def report_unfused(owner: Any, args: Any, kwargs: dict[str, Any], output: Any) -
     if transforming() or kwargs.get("labels") is None:
         return
     if not any(isinstance(x, LazyLogits) and not x.is_materialized for x in tree_leaves(output)):
-        reason = why_not(owner) or "its head was not called, or something other than cross-entropy read the logits"
+        reason = why_not(owner) or why_at_once(owner)
+        reason = reason or "its head was not called, or something other than cross-entropy read the logits"
         warn_once(f"the loss of {type(owner).__name__} is not fused: {reason}; {ADVICE}")
+
+
+def is_sharded(cls: Any) -> bool:
+    """Whether `fully_shard` made this class, of (FSDPModule, a module's own class). To import FSDP takes a second."""
+    return hasattr(cls, "set_reshard_after_forward")
+
+
+def unsharded(cls: Any) -> Any:
+    return cls.__bases__[-1] if is_sharded(cls) else cls
+
+
+def with_base(cls: Any, base: Any) -> Any:
+    """`base`, sharded as `cls` is."""
+    if unsharded(cls) is base:
+        return cls
+    if not is_sharded(cls):
+        return base
+    return type(f"FSDP{base.__name__}", (*cls.__bases__[:-1], base), {"__deepcopy__": vars(cls)["__deepcopy__"]})
+
+
+def keep_gathered(unit: Any) -> None:
+    """What an FSDP module frees after its forward, the loss and late readers of the logits would miss."""
+    if frees_after_forward(unit):
+        unit.set_reshard_after_forward(False, recurse=False)
+        KEPT.add(unit)
+
+
+def free_after_forward(unit: Any) -> None:
+    """Undo `keep_gathered`."""
+    KEPT.discard(unit)
+    unit.set_reshard_after_forward(True, recurse=False)
+    unit.reshard()
+
+
+def frees_after_forward(unit: Any) -> bool:
+    state = unit._get_fsdp_state()  # there is no public way to ask
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    return any(group is not None and group._reshard_after_forward for group in groups)
 
 
 @functools.cache
@@ -150,6 +222,17 @@ def prepare() -> None:
 
 
 def count_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Fused optimizers write without counting a version, by which unread logits know that they are out of date."""
-    heads = {id(weight) for head in HEADS for weight in head.parameters()}
-    increment_version([p for group in optimizer.param_groups for p in group["params"] if id(p) in heads])
+    """Fused optimizers write without counting a version, by which unread logits know that they are out of date.
+
+    Of a sharded head the optimizer writes the shards: what was gathered from them before goes, and counts as written.
+    In backward, where an optimizer may step too, a unit that still waits for its gradients needs what it has gathered.
+    """
+    if torch._C._current_graph_task_id() == -1:
+        for unit in KEPT:
+            unit.reshard()
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for head, seen in HEADS.items():
+        for parameter, then in zip(head.parameters(recurse=False), seen, strict=False):
+            x = then() if id(parameter) in stepped else None
+            if x is not None and not x.is_inference():
+                increment_version(x)
