@@ -26,7 +26,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class LazyHead(nn.Linear):
-    """A model's own `nn.Linear` whose result is `LazyLogits`; `patch` makes it, nobody constructs it."""
+    """A model's own `nn.Linear` whose result is `LazyLogits`; `patch` makes it, nobody constructs it.
+
+    `prepare` hides it from Dynamo: a compiled model ends its graph here and goes on with lazy logits.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if not transforming():
@@ -65,7 +68,8 @@ def patch(model: M) -> M:
 
     Later changes: a head replaced by `resize_token_embeddings` is patched at the next forward. A model whose loss
     does not come from the head's logits by cross-entropy is warned about once, by class name: its results are right,
-    at the cost of an unpatched model. Under `torch.compile` and `torch.func` the logits are ordinary tensors.
+    at the cost of an unpatched model. A compiled model runs the head and its loss outside the graph
+    (fullgraph=True refuses that: `unpatch`). Under `torch.export` and `torch.func` logits are ordinary tensors.
 
     FSDP2: the module whose `fully_shard` covers the head keeps it gathered from forward to backward, or to the next
     optimizer step, as FSDP's root does. If that is a module around the transformers model (PEFT's), give it to `patch`.
@@ -218,6 +222,10 @@ def warn_once(message: str) -> None:
 def prepare() -> None:
     """What the process needs once, at the first patch."""
     LazyLogits.hide_from_dynamo()
+    LazyHead.forward = torch.compiler.disable(  # type: ignore[method-assign, no-untyped-call]
+        LazyHead.forward,
+        reason="fastft.patch: head and loss run outside the graph; for fullgraph=True call fastft.unpatch(model)",
+    )
     register_optimizer_step_post_hook(count_step)
 
 

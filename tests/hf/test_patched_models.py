@@ -138,16 +138,38 @@ def test_loss_taken_outside_the_model(name: str) -> None:
     assert_same(want, loss())
 
 
-@pytest.mark.parametrize("fullgraph", [True, False])
-def test_compiled_model_is_right_but_not_fused(fullgraph: bool) -> None:
-    model, batch = model_and_batch("llama")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
+@pytest.mark.parametrize("name", ["llama", "bert", "gemma2"])
+def test_compiled_model_is_fused(name: str) -> None:
+    """In one graph up to the head, and without compiling again from step to step."""
+    model, batch = model_and_batch(name)
     want = run(model, batch)
-    compiled = torch.compile(patch(model), backend="eager", fullgraph=fullgraph)
-    got = compiled(**batch)
-    assert type(got.logits) is Tensor
-    got.loss.backward()
-    assert got.loss == want[0].loss
-    assert is_fused(model(**batch))
+    graphs: list[torch.fx.GraphModule] = []
+
+    def noted(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(patch(model), backend=noted)
+    compiled(**batch)
+    first = len(graphs)
+    for _ in range(10):
+        model.zero_grad()
+        output = compiled(**batch)
+        output.loss.backward()
+        assert_same(want, (output, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    assert len(graphs) == first
+    body = [sum(node.op.startswith("call") for node in graph.graph.nodes) for graph in graphs]
+    assert max(body) > 0.8 * sum(body)
+
+
+def test_compiled_whole_graph_is_refused_with_advice() -> None:
+    model, batch = model_and_batch("llama")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"fullgraph=True call fastft.unpatch"):
+        torch.compile(patch(model), backend="eager", fullgraph=True)(**batch)
+    want = model(**batch).loss
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(unpatch(model), backend="eager", fullgraph=True)(**batch).loss, want)
 
 
 def test_compiled_backbone_is_fused() -> None:
