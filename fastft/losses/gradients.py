@@ -31,7 +31,8 @@ def row_scale(rows: Tensor, dtype: torch.dtype) -> Tensor | None:
     """r (M, 1), powers of two by which dz is to be divided for fp16; `rows` are the coefficients (M, 3)."""
     if dtype != torch.float16:
         return None
-    largest = rows.abs() @ rows.new_tensor([1.0, 1.0, 2.0 * LARGEST_LSE])
+    label, smooth, lse_square = rows.abs().unbind(1)
+    largest = label + smooth + 2.0 * LARGEST_LSE * lse_square
     return torch.exp2(torch.frexp(largest).exponent.to(rows.dtype))[:, None] / FP16_ROOM
 
 

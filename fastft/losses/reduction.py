@@ -61,9 +61,11 @@ def coefficients(
             smooth = smooth * (total / vocab)
         w = w * weight.to(dtype)[target.clamp(0, vocab - 1)]
     rows = torch.stack([w * (1.0 - label_smoothing), smooth, w * z_loss], dim=1)
-    if reduction == "mean":
-        count = w.sum() if num_items is None else torch.as_tensor(num_items, dtype=dtype, device=w.device)
+    if reduction == "mean" and not isinstance(num_items, (int, float)):
+        count = w.sum() if num_items is None else num_items.to(w.device, dtype).reshape(())
         rows = rows / torch.where(count != 0, count, 1)
+    elif reduction == "mean":
+        rows = rows / (num_items or 1)  # not as a tensor: a copy to a GPU would wait, and has no place in a CUDA graph
     return rows, q
 
 
