@@ -4,14 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
 PACKAGES := scikit-build-core pybind11 ninja cmake
+TRITON36 := build/triton-3.6
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test triton36 bench lint clean
 
 demo: $(VENV)/.built
 	$(BIN)/fastft demo $(ARGS)
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# The Triton of torch 2.11, which GPU machines have: its interpreter and its compiler on the same kernels.
+triton36: $(VENV)/.built $(TRITON36)
+	PYTHONPATH=$(TRITON36) $(BIN)/python -m pytest -p no:cacheprovider -m "not gpu" -k triton tests/kernels $(ARGS)
+
+$(TRITON36):
+	$(BIN)/python -m pip install -q --no-deps --no-compile --target $@.part triton==3.6.0
+	mv $@.part $@
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench --benchmark-only --record $(ARGS)

@@ -58,7 +58,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("architectures") = FASTFT_CUDA_ARCHITECTURES;
   m.attr("compact_tile") = kCompactTile;
   m.def("runtime_version", &runtime_version);
-  m.def("device_count", &device_count);
   m.def("why_no_device", &why_no_device);
   m.def("device_limits", [](int device) {
     const DeviceLimits l = device_limits(device);

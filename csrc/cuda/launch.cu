@@ -12,11 +12,6 @@ int runtime_version() {
   return cudaRuntimeGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
-int device_count() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-}
-
 const char* why_no_device() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);

@@ -3,8 +3,7 @@
 namespace fastft::cuda {
 
 int runtime_version();        // of the statically linked cudart, as 1000 major + 10 minor
-int device_count();           // 0 where there is no driver, or one older than the runtime
-const char* why_no_device();  // null where there is one
+const char* why_no_device();  // null where there is one; a driver older than the runtime is none
 
 // What a launch is shaped by; memory in bytes.
 struct DeviceLimits {

@@ -1,12 +1,10 @@
 """Triton kernels compiled for GPUs that are not there: what the launchers launch, with the arguments they give."""
 
-import functools
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
@@ -19,7 +17,8 @@ ARCHITECTURES = (80, 90, 100)  # compute capabilities, times 10
 class Compiled(NamedTuple):
     name: str
     registers: int  # per thread
-    spilled: int  # bytes of local memory per thread
+    stack: int  # bytes of local memory per thread
+    spills: int  # instructions of inner loops that access it
     shared: int  # bytes per block
     ptx: str
 
@@ -64,17 +63,31 @@ def launches_compiled(architecture: int) -> Iterator[list[Compiled]]:
 
 
 def report(kernel: Any) -> Compiled:
-    usage, metadata = resources(kernel.asm["cubin"]), kernel.metadata
-    return Compiled(metadata.name, usage["REG"], usage["STACK"] + usage["LOCAL"], metadata.shared, kernel.asm["ptx"])
+    """With what ptxas, which comes with triton, used."""
+    metadata, ptx = kernel.metadata, kernel.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+
+        def dump(what: str) -> str:
+            command = [triton.knobs.nvidia.cuobjdump.path, what, cubin.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", dump("-res-usage"))}
+        stack = usage["STACK"] + usage["LOCAL"]
+        return Compiled(
+            metadata.name, usage["REG"], stack, inner_spills(dump("-sass")) if stack else 0, metadata.shared, ptx
+        )
 
 
-@functools.cache
-def resources(cubin: bytes) -> dict[str, int]:
-    """What ptxas, which comes with triton, used."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        text = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, "-res-usage", path], capture_output=True, text=True, check=True
-        ).stdout
-    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+def inner_spills(sass: str) -> int:
+    """Accesses to local memory between the ends of loops that hold no other loop."""
+    code = [(int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/ +([^;]*);", sass)]
+    ends: dict[int, int] = {}  # of a loop, by its start: the last branch back to there
+    for address, text in code:
+        if (to := re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)) and (start := int(to[1], 16)) < address:
+            ends[start] = address
+    inner = [
+        range(start, end) for start, end in ends.items() if not any(start < s and e <= end for s, e in ends.items())
+    ]
+    return sum(bool(re.search(r"\b(LDL|STL)\b", text)) and any(address in r for r in inner) for address, text in code)

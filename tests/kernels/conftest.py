@@ -2,4 +2,4 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("triton") else ["aot.py", "test_triton.py"]
+collect_ignore = [] if find_spec("triton") else ["aot.py", "test_triton.py", "test_triton_compiled.py"]

@@ -44,6 +44,8 @@ def patched_once(original: Any, done: set[str], function: Any) -> Any:
     if not langs <= done:
         original(function)
         done |= langs
+        for name in langs:  # in 3.6 it takes int() of an array with one dimension, which numpy 2.4 refuses
+            function.__globals__[name].tensor.__index__ = lambda self: int(self.handle.data.item())
     return SimpleNamespace(restore=lambda: None)
 
 

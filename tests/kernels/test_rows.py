@@ -7,16 +7,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from conftest import device_of
 from torch import Tensor
 
 from fastft import dispatch
 from kernels.interpreter import interpreted
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def device_of(backend: str) -> torch.device:
-    return torch.device("cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu")
 
 
 def loaded(backend: str) -> ModuleType | None:

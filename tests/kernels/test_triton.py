@@ -1,7 +1,4 @@
-"""Triton's cross-entropy without a GPU: run by the interpreter, and compiled for the GPUs that it is written for.
-
-The interpreter takes what the compiler refuses, and the compiler proves no result: each kernel goes through both.
-"""
+"""Triton's cross-entropy run by its interpreter; test_triton_compiled.py has what that takes and a compiler refuses."""
 
 import functools
 import math
@@ -17,11 +14,8 @@ from torch import Tensor
 
 from fastft import losses
 from fastft.kernels.reference import cross_entropy as reference
-from fastft.kernels.triton import INTERPRETED, rows
-from fastft.kernels.triton import cross_entropy as kernels
 from fastft.kernels.triton.tuning import BLOCKS, SPLIT_BLOCK, Block, Device, Plan, plan_for
 from kernels import test_cross_entropy as contract
-from kernels.aot import ARCHITECTURES, Compiled, launches_compiled
 from kernels.interpreter import interpreted
 from kernels.test_cross_entropy import DTYPES, STATS, TRANSFORMS, Rows
 
@@ -238,81 +232,3 @@ def test_plans() -> None:
             assert with_grad.block == without.block
             assert with_grad.parts == without.parts
             assert with_grad.programs <= without.programs
-
-
-# One of each: dtype, option, block and way; all of them together are in the slow test.
-THIN = [
-    (torch.bfloat16, False, False, "in place", 3),
-    (torch.bfloat16, True, False, "in place", "split"),
-    (torch.float32, False, True, "apart", 2),
-    (torch.float16, True, True, "none", 1),
-    (torch.float16, False, False, "unaligned", "split"),
-]
-FULL = [
-    (dtype, capped, with_q, grad, block)
-    for dtype in DTYPES
-    for capped in (False, True)
-    for with_q in (False, True)
-    for grad in ("in place", "apart", "unaligned", "none")
-    for block in (0, 1, 2, 3, "split")
-]
-
-
-@pytest.fixture(autouse=True)
-def compiler(request: pytest.FixtureRequest) -> None:
-    if INTERPRETED and "architecture" in request.fixturenames:
-        pytest.skip("TRITON_INTERPRET=1: there is nothing to compile")
-
-
-def say(architecture: int, case: str, c: Compiled) -> None:
-    """For pytest -s."""
-    print(f"sm_{architecture} {case}: {c.name} {c.registers} registers, {c.spilled} B spilled, {c.shared} B shared")
-
-
-def compile_for(architecture: int, cases: list[tuple[Any, ...]]) -> None:
-    """Launch each case and hold the compiler to what the kernels are written for."""
-    for dtype, capped, with_q, grad, block in cases:
-        case = f"{dtype}, softcap {capped}, q {with_q}, grad {grad}, block {block}"
-        plan = Plan(SPLIT_BLOCK, 0, 4) if block == "split" else Plan(BLOCKS[block][1], 4, 0)
-        vocab = 96 if grad != "unaligned" else 97
-        z, apart = torch.zeros(16, vocab, dtype=dtype), torch.zeros(16, vocab + 1 + vocab % 2, dtype=dtype)[:, :vocab]
-        target = torch.zeros(16, dtype=torch.int64)
-        with launches_compiled(architecture) as compiled:
-            kernels.cross_entropy(
-                z, target, torch.zeros(16, 3), torch.ones(vocab) if with_q else None, 2.0 if capped else 1.0,
-                30.0 if capped else 0.0, {"none": None, "in place": z, "apart": apart, "unaligned": z}[grad], plan,
-            )  # fmt: skip
-        assert [c.name for c in compiled] == [*(["sums_kernel"] if block == "split" else []), "rows_kernel"], case
-        for c in compiled:
-            say(architecture, case, c)
-            assert c.spilled <= 64, f"{case}: {c.name} spills {c.spilled} bytes per thread"
-            assert c.registers * 32 * plan.block.warps <= 65536, f"{case}: {c.name} does not fit a processor"
-            reads = c.name == "sums_kernel" or block != "split" or grad != "none"
-            assert (".v4.b32" in c.ptx) == reads, f"{case}: {c.name} does not move 16 bytes at once"
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_compiles_ahead_of_time(architecture: int) -> None:
-    compile_for(architecture, THIN)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_variant_compiles_ahead_of_time(architecture: int) -> None:
-    compile_for(architecture, FULL)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_compile_ahead_of_time(architecture: int) -> None:
-    valid, target = torch.arange(8), torch.zeros(64, dtype=torch.int64)
-    with launches_compiled(architecture) as compiled:
-        rows.compact(target, -100, 32)
-        for dtype, width in ((torch.bfloat16, 96), (torch.float32, 97), (torch.float64, 1)):
-            rows.gather_rows(torch.zeros(64, width, dtype=dtype), valid)
-            rows.scatter_rows(torch.zeros(8, width, dtype=dtype), valid, 64)
-    names = ["count_kernel", "place_kernel", *["gather_kernel", "scatter_kernel"] * 3]
-    assert [c.name for c in compiled] == names
-    for c in compiled:
-        say(architecture, "rows", c)
-        assert c.spilled == 0
-    assert all(".v4.b32" in c.ptx for c in compiled[2:4]), "whole vectors where the width allows"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastft.kernels.triton import on_device, refusal
 from fastft.kernels.triton.row import LOWEST, combined, exp, extended, finish, transformed
-from fastft.kernels.triton.tuning import MAX_PARTS, VECTOR, Plan, device_facts, plan_for
+from fastft.kernels.triton.tuning import LANES_BESIDE, MAX_PARTS, VECTOR, Plan, device_facts, plan_for
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FIELDS = tl.constexpr(6)  # of a part: top, total, moment, dot, left, and the target's logit
@@ -248,9 +248,12 @@ def cross_entropy(
         return stats.copy_(torch.where(target < 0, 0.0, torch.nan))
     if plan is None:
         plan = plan_for(rows, vocab * logits.element_size(), grad is not None, device_facts(logits.device))
-    lanes, warps = plan.block.lanes, plan.block.warps
     vec = VECTOR // logits.element_size()
     x_stride, dx_stride = logits.stride(0), 0 if grad is None else grad.stride(0)
+    congruent = grad is None or (x_stride - dx_stride) % vec == 0
+    lanes, warps = plan.block.lanes, plan.block.warps
+    if q is not None or softcap or not congruent:
+        lanes = min(lanes, LANES_BESIDE * warps)
     block = {"LANES": lanes, "VEC": vec, "num_warps": warps}
     options = (None if scale == 1.0 else float(scale), float(softcap) if softcap else None)
     parts = ticket = None
@@ -267,6 +270,6 @@ def cross_entropy(
         writers = 1 if grad is None else max(plan.parts, 1)
         rows_kernel[(rows * writers if plan.parts else plan.programs,)](
             logits, grad, target, coefficients, q, stats, parts, ticket, rows, vocab, x_stride, dx_stride, *options,
-            plan.parts, writers, blocks_each, CONGRUENT=(x_stride - dx_stride) % vec == 0, PARTS=MAX_PARTS, **block,
+            plan.parts, writers, blocks_each, CONGRUENT=congruent, PARTS=MAX_PARTS, **block,
         )  # fmt: skip
     return stats

@@ -112,7 +112,7 @@ def finish(Coefficients, Q, vocab, target, y, z_y, others):
     nll = tl.where(target < vocab, nll, float("nan"))
     moment = exp(shift) * (moment + shift * total) + own * tl.maximum(z_y - peak, FAR)
     if Q is None:
-        q_unit = 1.0 / vocab.to(tl.float32)
+        q_unit = 1.0 / vocab  # of one class, a constant: Triton compiles 1 in
         q_y = q_unit
         q_dot_z = (dot + z_y) * q_unit
     else:

@@ -1,8 +1,9 @@
 """How launches are shaped. Every number stands here.
 
 None is measured yet. They follow from published tables (8 to 16 warps, blocks of 4 to 16 thousand elements), from
-registers per thread as compiled ahead of time (at most 128, so that the programs of a processor run at once) and
-from the traffic model of `plan_for`, for an H100: 132 processors, 50 MB of L2, device copy 3.0 TB/s (2026-11-13).
+registers per thread as compiled ahead of time (at most 128, so that 16 warps of a processor run at once: two vectors
+per thread, and four where there are no more warps) and from the traffic model of `plan_for`, for an H100: 132
+processors, 50 MB of L2, device copy 3.0 TB/s (2026-11-13).
 """
 
 import functools
@@ -21,11 +22,12 @@ class Block(NamedTuple):
 
 BLOCKS = (  # for rows of up to so many bytes
     (2 << 10, Block(lanes=128, warps=4, programs=8)),
-    (16 << 10, Block(lanes=512, warps=4, programs=4)),
-    (128 << 10, Block(lanes=1024, warps=8, programs=2)),
+    (16 << 10, Block(lanes=256, warps=4, programs=4)),
+    (128 << 10, Block(lanes=512, warps=8, programs=2)),
     (1 << 62, Block(lanes=2048, warps=16, programs=1)),
 )
-SPLIT_BLOCK = Block(lanes=1024, warps=8, programs=2)
+SPLIT_BLOCK = Block(lanes=512, warps=8, programs=2)
+LANES_BESIDE = 64  # per warp at most where q, a softcap or a gradient that is aligned differently takes registers too
 MAX_PARTS = 64  # of a split row
 WAVES = 4  # programs of a split launch per processor
 L2_SHARE = 0.8  # what may wait in L2 for its second pass
