@@ -3,10 +3,14 @@
 #include "../cpu/cross_entropy.h"
 #include "../cpu/isa.h"
 #include "../cpu/memory.h"
+#include "../cpu/row_update.h"
+#include "../cpu/segment_sum.h"
 #include "../math/half.h"
 
 namespace py = pybind11;
 using fastft::cpu::CrossEntropyRows;
+using fastft::math::AdamWLeap;
+using fastft::math::AdamWStep;
 
 namespace {
 
@@ -21,6 +25,42 @@ void cross_entropy(int64_t rows, int64_t vocab, uintptr_t logits, int64_t logits
       reinterpret_cast<const float*>(q), scale, softcap, reinterpret_cast<float*>(stats), threads});
 }
 
+template <class T>
+void segment_sum(int64_t segments, int64_t width, uintptr_t values, int64_t stride, uintptr_t order,
+                 uintptr_t ends, uintptr_t out, int threads) {
+  const py::gil_scoped_release release;
+  fastft::cpu::segment_sum<T>({segments, width, reinterpret_cast<const void*>(values), stride,
+                               reinterpret_cast<const int64_t*>(order),
+                               reinterpret_cast<const int64_t*>(ends), reinterpret_cast<float*>(out),
+                               threads});
+}
+
+template <class T>
+void adamw_rows(int64_t rows, int64_t width, uintptr_t ids, uintptr_t table, int64_t stride, uintptr_t last,
+                uintptr_t slot, uintptr_t m, uintptr_t v, uintptr_t master, uintptr_t steps, int64_t until,
+                uintptr_t leap, uintptr_t grad, uintptr_t out, double beta1, double beta2, double eps,
+                int threads) {
+  const py::gil_scoped_release release;
+  fastft::cpu::adamw_rows<T>({rows,
+                              width,
+                              reinterpret_cast<const int64_t*>(ids),
+                              reinterpret_cast<void*>(table),
+                              stride,
+                              reinterpret_cast<int32_t*>(last),
+                              reinterpret_cast<const int32_t*>(slot),
+                              reinterpret_cast<float*>(m),
+                              reinterpret_cast<float*>(v),
+                              reinterpret_cast<float*>(master),
+                              reinterpret_cast<const AdamWStep*>(steps),
+                              until,
+                              reinterpret_cast<const AdamWLeap*>(leap),
+                              reinterpret_cast<const void*>(grad),
+                              reinterpret_cast<void*>(out),
+                              {static_cast<float>(1 - beta1), static_cast<float>(beta2),
+                               static_cast<float>(1 - beta2), static_cast<float>(eps)},
+                              threads});
+}
+
 }  // namespace
 
 // Raw pointers as integers: fastft/kernels/cpu checks every tensor, this module trusts it.
@@ -32,4 +72,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("cross_entropy_float32", &cross_entropy<float>);
   m.def("cross_entropy_bfloat16", &cross_entropy<fastft::math::bf16>);
   m.def("cross_entropy_float16", &cross_entropy<fastft::math::fp16>);
+  m.def("segment_sum_float32", &segment_sum<float>);
+  m.def("segment_sum_bfloat16", &segment_sum<fastft::math::bf16>);
+  m.def("segment_sum_float16", &segment_sum<fastft::math::fp16>);
+  m.def("adamw_rows_float32", &adamw_rows<float>);
+  m.def("adamw_rows_bfloat16", &adamw_rows<fastft::math::bf16>);
+  m.def("adamw_rows_float16", &adamw_rows<fastft::math::fp16>);
 }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastft.losses.head_rows import head_rows
 from fastft.losses.linear_cross_entropy import linear_cross_entropy
 
 
@@ -28,6 +29,7 @@ class Terms:
     autocast: torch.dtype | None  # the dtype in which autocast ran the head
     scale: float = 1.0
     amplitude: float | None = None
+    rows: tuple[Tensor, Tensor] | None = None  # ids and rows of a frozen weight to which its gradient goes
 
     def loss(self, target: Tensor, **options: Any) -> Any:
         """`linear_cross_entropy` of these logits, where a tanh(s u) is the cap c tanh(s c u / c), c = a."""
@@ -37,7 +39,7 @@ class Terms:
         with torch.autocast(self.hidden.device.type, enabled=False):
             return linear_cross_entropy(
                 self.hidden.to(dtype), self.weight.to(dtype), target,
-                linear_bias=bias, softcap=self.amplitude, logit_scale=scale, **options,
+                linear_bias=bias, linear_rows=self.rows, softcap=self.amplitude, logit_scale=scale, **options,
             )  # fmt: skip
 
 
@@ -69,6 +71,14 @@ def add(terms: Terms, like: Tensor, other: Any) -> Derived:
         return None
     bias = other.reshape(-1) if terms.bias is None else terms.bias + other.reshape(-1)
     return replace(terms, bias=bias), like + torch.empty_like(other, device="meta")
+
+
+def train_rows(terms: Terms, like: Tensor, hidden: Tensor, rows: Tensor, ids: Tensor) -> Derived:
+    """`head_rows` of what the head itself gave."""
+    untouched = terms.scale == 1.0 and terms.amplitude is None and terms.rows is None
+    if not untouched or hidden is not terms.hidden or terms.weight.requires_grad:
+        return None
+    return replace(terms, rows=(ids, rows)), like.detach()
 
 
 def cast(terms: Terms, like: Tensor, dtype: torch.dtype) -> Derived:
@@ -115,6 +125,8 @@ def getitem(terms: Terms, like: Tensor, index: Any) -> Derived:
     hidden = terms.hidden[tuple(positions)]
     weight, bias = terms.weight, terms.bias
     if columns != slice(None):
+        if terms.rows is not None:
+            return None
         weight, bias = weight[columns], None if bias is None else bias[columns]
     if any(isinstance(i, Tensor) for i in positions):
         like = torch.empty(*hidden.shape[:-1], len(weight), dtype=like.dtype, device="meta")
@@ -138,6 +150,7 @@ RULES: dict[Callable[..., Any], Callable[..., Derived]] = {
     **dict.fromkeys((torch.div, Tensor.div, torch.true_divide, Tensor.true_divide), divide),
     **dict.fromkeys((torch.tanh, Tensor.tanh), tanh),
     **dict.fromkeys((torch.add, Tensor.add), add),
+    head_rows: train_rows,
     Tensor.float: partial(cast, dtype=torch.float32),
     Tensor.double: partial(cast, dtype=torch.float64),
     Tensor.half: partial(cast, dtype=torch.float16),

@@ -11,7 +11,8 @@ def head_rows(logits: Tensor, hidden: Tensor, rows: Tensor, ids: Tensor) -> Tens
     r"""`logits = hidden W^T + bias` of a frozen W, as a function of its rows `W[ids] = rows` too.
 
     The values are those of `logits`, in the same memory; in backward `d rows = d logits[..., ids]^T hidden`, and
-    `logits` is given its gradient unchanged.
+    `logits` is given its gradient unchanged. Not twice differentiable (d hidden = d logits W does not know the rows);
+    the fused loss is.
 
     Args:
         logits: `(..., V)`; lazy ones (`fastft.patch`) stay lazy and their loss fused.
@@ -33,6 +34,7 @@ class _HeadRows(torch.autograd.Function):
         return logits.detach()  # not a view of it for autograd: what follows may write into it
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, rows, ids = ctx.saved_tensors
         columns = grad[..., ids].reshape(-1, len(ids))  # (N, R)

@@ -146,10 +146,10 @@ def test_the_floor_is_the_three_gemms_of_the_supervised_rows() -> None:
 def test_a_step_leaves_gradients() -> None:
     inputs = TINY.inputs()
     step(peers.eager("cpu"), inputs)()
-    assert [tuple(g.shape) for g in inputs.gradients.values()] == [(96, 48), (300, 48)]
+    assert [tuple(g.shape) for g in inputs.left.values()] == [(96, 48), (300, 48)]
     inputs.reset()
     with pytest.raises(RuntimeError, match="no gradient"):
-        inputs.gradients  # noqa: B018
+        inputs.left  # noqa: B018
 
 
 def race(laps: dict[str, list[tuple[float, float]]], **options: Any) -> Race:

@@ -137,13 +137,13 @@ def test_a_wrong_provider_has_no_row(
 def test_a_step_leaves_the_gradient_and_no_copy_of_it() -> None:
     inputs = TINY.inputs()
     with pytest.raises(RuntimeError, match="no gradient"):
-        inputs.gradients  # noqa: B018
+        inputs.left  # noqa: B018
     step(Spends.apply, inputs)()
-    assert inputs.gradients["dz"].data_ptr() == inputs.z.data_ptr()
+    assert inputs.left["dz"].data_ptr() == inputs.z.data_ptr()
     inputs.reset()
     assert torch.equal(inputs.z, inputs.values)
     with pytest.raises(RuntimeError, match="no gradient"):
-        inputs.gradients  # noqa: B018
+        inputs.left  # noqa: B018
 
 
 def test_inputs_are_the_same_in_both_precisions() -> None:

@@ -1,6 +1,7 @@
 // Loops over csrc/math with C names, for the tests beside this file. An array of SoftmaxSum is (n, 4) floats.
 #include <cstdint>
 
+#include "adamw.h"
 #include "half.h"
 #include "logit.h"
 #include "online_softmax.h"
@@ -73,6 +74,20 @@ void lse_weights(const RowCoefficients* c, const float* row_lse, float* out, int
 void target_gradients(const RowCoefficients* c, const float* q, const float* row_lse, const float* p,
                       const float* p_others, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = target_gradient(c[i], q[i], row_lse[i], p[i], p_others[i]);
+}
+
+// In place over n elements; one step each, then `idle` steps with g = 0.
+void adamw_steps(const AdamWStep* s, const AdamWConstants* c, const float* g, float* p, float* m, float* v,
+                 int64_t idle, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    adamw_step(p[i], m[i], v[i], g[i], s[0], *c);
+    for (int64_t j = 1; j <= idle; ++j) adamw_step(p[i], m[i], v[i], 0.0f, s[j], *c);
+  }
+}
+
+void adamw_leaps(const AdamWLeap* l, const AdamWConstants* c, float* p, float* m, float* v, float* close,
+                 int64_t n) {
+  for (int64_t i = 0; i < n; ++i) close[i] = adamw_leap(p[i], m[i], v[i], *l, *c);
 }
 
 }  // extern "C"

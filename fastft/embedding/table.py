@@ -1,0 +1,103 @@
+"""An embedding whose backward and optimizer step cost what the touched rows cost."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastft.optim.gradient import Groups, coalesced, grouped, row_gradient
+
+
+class SparseEmbedding(nn.Embedding):
+    """`torch.nn.Embedding` whose weight has a compact row gradient, for `fastft.optim.SparseAdamW` and its kin.
+
+        y[n] = weight[ids[n]];   weight.grad: sparse COO (V, D), coalesced: each touched row once, the sum over its
+        positions, in fp32, in order of position: the same bits each time
+
+    No (V, D) gradient exists, and gradients of several backward passes add up by rows. Under the semantics "dense" of
+    those optimizers forward reads each row as dense training would have left it, whether or not it has been written.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx, device, dtype: as in `torch.nn.Embedding`; row `padding_idx` gets
+            no gradient.
+
+    `forward(ids)`: integer ids (...) -> (..., D), of the weight's dtype. state_dict is `torch.nn.Embedding`'s;
+    `flush()` of the optimizer must come before it, as its `state_dict()` does.
+
+    Raises:
+        IndexError: an id outside [0, V), on the CPU.
+        ValueError: max_norm or scale_grad_by_freq, which need more than the touched rows' gradient.
+
+    Under `torch.compile` the lookup runs outside the graph.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, **options: Any) -> None:
+        for name in ("max_norm", "scale_grad_by_freq"):
+            if options.get(name):
+                raise ValueError(f"{name} is {options[name]!r}; SparseEmbedding has none: use torch.nn.Embedding")
+        super().__init__(num_embeddings, embedding_dim, padding_idx, **{**options, "sparse": True})
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding) -> "SparseEmbedding":
+        """One that shares the weight of `embedding`, to take its place in a model.
+
+        Where a head is tied to the weight, its gradient is dense, every row learns and there is nothing to spare: the
+        row sums are then added into that gradient.
+        """
+        if not isinstance(embedding, nn.Embedding):
+            raise TypeError(f"embedding is a {type(embedding).__name__}; expected a torch.nn.Embedding")
+        rows, width = embedding.weight.shape
+        made = cls(
+            rows, width, embedding.padding_idx, _weight=embedding.weight,
+            max_norm=embedding.max_norm, scale_grad_by_freq=embedding.scale_grad_by_freq,
+        )  # fmt: skip
+        made.weight = embedding.weight
+        return made.train(embedding.training)
+
+    @torch.compiler.disable(reason="fastft.embedding: a sparse gradient has no place in a graph")  # type: ignore[untyped-decorator, no-untyped-call]
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"ids are {input.dtype}; expected int64 or int32")
+        check_in_range(input, self.num_embeddings)
+        if not hasattr(self.weight, "sums_rows") and self.weight.requires_grad:
+            self.weight.sums_rows = self.weight.register_post_accumulate_grad_hook(sum_rows)  # type: ignore[attr-defined, no-untyped-call]
+        rows: Tensor = Lookup.apply(self.weight, input.reshape(-1).long(), self.padding_idx)  # type: ignore[no-untyped-call]
+        return rows.view(*input.shape, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr().replace(", sparse=True", "")
+
+
+class Lookup(torch.autograd.Function):
+    """weight (V, D), ids (N,) -> (N, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
+        groups = grouped(ids)
+        ctx.save_for_backward(ids, *groups)
+        ctx.size, ctx.dtype, ctx.padding_idx = weight.shape, weight.dtype, padding_idx
+        reader = getattr(weight, "row_reader", None)
+        return weight[ids] if reader is None else groups.spread(reader(weight, groups.touched))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        ids, *groups = ctx.saved_tensors
+        if ctx.padding_idx is not None:
+            kept = ids != ctx.padding_idx
+            groups, grad = grouped(ids[kept]), grad[kept]
+        return row_gradient(Groups(*groups), grad, ctx.size, ctx.dtype), None, None
+
+
+def sum_rows(weight: Tensor) -> None:
+    """After each backward: what several left of a row becomes one."""
+    if weight.grad is not None and weight.grad.is_sparse:
+        weight.grad = coalesced(weight.grad)
+
+
+def check_in_range(ids: Tensor, rows: int) -> None:
+    if ids.device.type == "cpu" and ids.numel():
+        low, high = (int(x) for x in torch.aminmax(ids))
+        if low < 0 or high >= rows:
+            position = int(((ids < 0) | (ids >= rows)).reshape(-1).nonzero()[0, 0])
+            raise IndexError(f"ids[{position}] (flattened) is {int(ids.reshape(-1)[position])}; expected 0..{rows - 1}")

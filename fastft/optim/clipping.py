@@ -1,0 +1,44 @@
+"""Norms and clipping over dense gradients and row gradients together."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fastft.optim.gradient import coalesced
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> Tensor:
+    r"""`torch.nn.utils.clip_grad_norm_` for gradients of which some are sparse by rows; torch's own refuses those.
+
+        total = (sum_i |g_i|^norm_type)^(1 / norm_type);   g <- g min(1, max_norm / (total + 1e-6))
+
+    Args:
+        parameters: a tensor or tensors with `.grad`, dense or sparse; those without one are left out.
+        max_norm: the largest norm to leave as it is.
+        norm_type: p of the norm; inf too.
+        error_if_nonfinite: raise RuntimeError where the total norm is not finite, before anything is scaled.
+
+    Returns:
+        The total norm before clipping, a scalar.
+    """
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    values = []
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = coalesced(p.grad)
+            values.append(p.grad._values())
+        elif p.grad is not None:
+            values.append(p.grad)
+    if not values:
+        return torch.tensor(0.0)
+    total = torch.nn.utils.get_total_norm(values, norm_type)
+    if error_if_nonfinite and not bool(total.isfinite()):
+        raise RuntimeError(f"the norm of the gradients is {float(total)}: they were not clipped")
+    coefficient = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    for value in values:
+        value.mul_(coefficient.to(value.device, value.dtype))
+    return total

@@ -1,0 +1,49 @@
+"""Row gradients: sparse COO gradients of a table (V, D), made and summed deterministically."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastft import dispatch
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")  # best first
+
+
+class Groups(NamedTuple):
+    """Positions (N,) by the row they read: touched[u] at order[ends[u - 1] : ends[u]]."""
+
+    touched: Tensor  # (U,), ascending
+    order: Tensor  # (N,), ascending within a group
+    ends: Tensor  # (U,)
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """(U, D) to the positions, (N, D)."""
+        group = torch.empty_like(self.order)
+        counts = self.ends.diff(prepend=self.ends.new_zeros(1))
+        group[self.order] = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        return rows[group]
+
+
+def grouped(ids: Tensor) -> Groups:
+    ids, order = ids.sort(stable=True)
+    touched, counts = torch.unique_consecutive(ids, return_counts=True)
+    return Groups(touched, order, counts.cumsum(0))
+
+
+def row_gradient(groups: Groups, grad: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Gradient of a table of `size` (V, D) from that of what was read of it, (N, D).
+
+    Coalesced: each touched row once, its values summed in fp32 (fp64 for fp64), in order of position.
+    """
+    kernel = dispatch.pick("segment_sum", BACKENDS, "auto", grad)
+    values = kernel.segment_sum(grad, groups.order, groups.ends).to(dtype)
+    return torch.sparse_coo_tensor(groups.touched[None], values, size, is_coalesced=True, check_invariants=False)
+
+
+def coalesced(grad: Tensor) -> Tensor:
+    """The same gradient with each row once, ascending; what several micro-batches left is summed."""
+    ids = grad._indices()[0]
+    if grad.is_coalesced() or bool((ids.diff() > 0).all()):
+        return torch.sparse_coo_tensor(ids[None], grad._values(), grad.shape, is_coalesced=True, check_invariants=False)
+    return row_gradient(grouped(ids), grad._values(), grad.shape, grad.dtype)

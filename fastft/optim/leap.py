@@ -1,0 +1,94 @@
+"""What any number of AdamW steps with a zero gradient do to a row, in a few operations per element.
+
+A row left after step s with moments m and v has at step t, with x = sqrt(v) and P the product of the weight decays,
+
+    p_t = p_s P - (m / x) sum_j q_j / (1 + (eps / x) z_j),   j = 1 .. t - s
+    z_j = sqrt(1 - beta2^(s+j)) beta2^(-j/2)
+    q_j = z_j lr_(s+j) beta1^j / (1 - beta1^(s+j)) P(s+j, t)
+
+and m beta1^(t-s), v beta2^(t-s). q and z depend on s and t, not on the element: the sum over j is an integral of
+1 / (1 + c z) over the measure q, which the two-point Gauss rule of its moments 0 to 3 gives to (c dz / 2)^4 or so.
+The moments of each s follow from step to step; after some hundred steps q_j is nothing.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+NEGLIGIBLE = 1e-12  # of the first term
+CLOSE = 0.1  # of c dz / 2 by 1 + c z_1: beyond, the rule is not good enough
+NUMBERS = 9  # per row: P, two weights, two nodes, dz / 2, z_1, beta1^k, beta2^k
+
+
+class Leaps:
+    """Moments of q for each step s at which rows may have been left, s from 0."""
+
+    def __init__(self, beta1: float, beta2: float, first: int) -> None:
+        """`first` steps were taken before those to come."""
+        self.beta1, self.beta2, self.first = beta1, beta2, first
+        ratio = beta1 / math.sqrt(beta2)
+        self.reach = math.ceil(math.log(NEGLIGIBLE) / math.log(ratio)) if 0 < ratio < 1 else 1
+        self.possible = ratio < 1
+        self.moments = torch.zeros(64, 4, dtype=torch.float64)
+        self.decay = torch.zeros(64, dtype=torch.float64)  # log of the product of weight decays up to each step
+        self.count = 0
+
+    def append(self, numbers: tuple[float, ...]) -> None:
+        """The next step, by its numbers as `SparseAdamW` has them."""
+        shrink, *_, lr = numbers
+        if self.count + 2 > len(self.decay):
+            self.moments = torch.cat([self.moments, torch.zeros_like(self.moments)])
+            self.decay = torch.cat([self.decay, torch.zeros_like(self.decay)])
+        self.possible = self.possible and shrink > 0
+        if not self.possible:
+            return
+        self.count += 1
+        t, n = self.first + self.count, min(self.reach, self.count)
+        self.decay[self.count] = self.decay[self.count - 1] + math.log(shrink)
+        j = torch.arange(n, 0, -1, dtype=torch.float64)
+        part = slice(self.count - n, self.count)
+        z = math.sqrt(1 - self.beta2**t) * self.beta2 ** (-j / 2)
+        q = z * self.beta1**j * (lr / (1 - self.beta1**t)) * (self.decay[part] - self.decay[self.count]).exp()
+        for power in range(4):
+            self.moments[part, power] += q
+            q = q * z
+
+    def rows(self, last: Tensor) -> Tensor:
+        """(K, NUMBERS) fp32 for rows left after the steps `last` (K,), counted from the first append, until now."""
+        s, at = torch.unique(last.cpu(), return_inverse=True)
+        s = s.long()
+        k = (self.count - s).double()
+        product = (self.decay[self.count] - self.decay[s]).exp()
+        mu = self.moments[s]
+        size = mu[:, 0].clamp(min=torch.finfo(torch.float64).tiny)
+        mean = mu[:, 1] / size
+        variance = (mu[:, 2] / size - mean.square()).clamp(min=0)
+        third = mu[:, 3] / size - 3 * mean * mu[:, 2] / size + 2 * mean**3
+        single = variance <= 1e-12 * mean.square()
+        skew = torch.where(single, 0, third / (2 * variance.where(~single, 1)))
+        root = (skew.square() + variance).sqrt()
+        low, high = skew - root, skew + root  # of the nodes, from the mean
+        share = torch.where(single, 0.5, high / (2 * root.where(~single, 1)))
+        weight = mu[:, 0] * product
+        t = self.first + s
+        z_1 = torch.sqrt(1 - self.beta2 ** (t + 1.0)) * self.beta2**-0.5
+        reached = k.clamp(min=1, max=self.reach)
+        z_k = torch.sqrt(1 - self.beta2 ** (t + reached)) * self.beta2 ** (-reached / 2)
+        numbers = [
+            product, weight * share, weight * (1 - share), mean + low, mean + high, (z_k - z_1) / 2, z_1,
+            self.beta1**k, self.beta2**k,
+        ]  # fmt: skip
+        return torch.stack(numbers, 1).float()[at].to(last.device)
+
+
+def leap(p: Tensor, m: Tensor, v: Tensor, rows: Tensor, eps: float) -> Tensor:
+    """Take p, m, v (K, D) to the end, in place; (K, D) where that was not possible."""
+    product, w1, w2, n1, n2, half, z_1, b1, b2 = rows.t()[:, :, None]  # (K, 1) each
+    x = v.sqrt()
+    x1, x2 = x + eps * n1, x + eps * n2
+    p.mul_(product).sub_(torch.where(m == 0, 0, m * (w1 * x2 + w2 * x1) / (x1 * x2)))
+    rest: Tensor = (eps * half > CLOSE * (x + eps * z_1)) & (m != 0)
+    m.mul_(b1)
+    v.mul_(b2)
+    return rest

@@ -1,0 +1,150 @@
+"""What an optimizer holds of one table: state of rows ever touched, and the steps that rows have yet to take."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastft.optim.replay import Steps
+
+GROWTH = 1.5  # of the room for state, so that admitting rows costs little in the long run
+
+
+class Table:
+    """`table` (V, D), and for each row: `last` (V,), how many of `steps` it has taken; `slot` (V,), its place in the
+    state, or -1.
+
+    `buffers` are (S, width), width D or 1, of which `used` slots are taken; `fills` is what a row has in them before
+    its first gradient. With `master`, (S, D) in fp32, a touched row of the table is its rounding. `offset` steps were
+    taken by all rows before the first of `steps`.
+    """
+
+    def __init__(self, table: Tensor, rule: Any, constants: dict[str, Any], rounding: str, *, fast: bool) -> None:
+        self.table, self.rule, self.constants, self.rounding, self.fast = table, rule, constants, rounding, fast
+        self.dtype = torch.promote_types(table.dtype, torch.float32)
+        self.last = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+        self.slot = torch.full((len(table),), -1, dtype=torch.int32, device=table.device)
+        widths, self.fills = rule.buffers(table)
+        self.buffers = [table.new_empty(0, width, dtype=self.dtype) for width in widths]
+        keeps = rounding == "master" and table.dtype != self.dtype
+        self.master = table.new_empty(0, table.shape[1], dtype=self.dtype) if keeps else None
+        self.used = self.offset = 0
+        self.steps = Steps(rule.width)
+        self.start_over()
+
+    def start_over(self) -> None:
+        """All rows have taken all steps."""
+        self.offset += len(self.steps)
+        self.steps = Steps(self.rule.width)
+        self.leaps = self.rule.leaps(self.offset) if self.fast else None
+        self.last.zero_()
+
+    def advance(self, numbers: tuple[float, ...], rule: Any) -> None:
+        self.rule = rule
+        self.steps.append(numbers)
+        if self.leaps is not None:
+            self.leaps.append(numbers)
+
+    def leap(self, ids: Tensor) -> Tensor | None:
+        """The rule's short way from where each row is to the last step so far, if it has one."""
+        return None if self.leaps is None or not self.leaps.possible else self.leaps.rows(self.last[ids])
+
+    def admit(self, ids: Tensor) -> None:
+        """Give slots to those of `ids`, each once, that have none."""
+        new = ids[self.slot[ids] < 0]
+        if not len(new):
+            return
+        start, self.used = self.used, self.used + len(new)
+        self.buffers = [grown(b, start, self.used) for b in self.buffers]
+        for buffer, fill in zip(self.buffers, self.fills, strict=True):
+            buffer[start : self.used] = fill
+        if self.master is not None:
+            self.master = grown(self.master, start, self.used)
+            self.master[start : self.used] = self.table[new].to(self.dtype)
+        self.slot[new] = torch.arange(start, self.used, dtype=torch.int32, device=ids.device)
+
+    def gather(self, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Copies of rows and buffers, as they stand, in at least fp32."""
+        slot = self.slot[ids].long()
+        there, p = slot >= 0, self.table[ids].to(self.dtype)
+        if self.master is not None:
+            p[there] = self.master[slot[there]]
+        copies = []
+        for buffer, fill in zip(self.buffers, self.fills, strict=True):
+            copies.append(buffer.new_full((len(ids), buffer.shape[1]), fill))
+            copies[-1][there] = buffer[slot[there]]
+        return p, copies
+
+    def store(self, ids: Tensor, p: Tensor, buffers: Sequence[Tensor], taken: int) -> None:
+        """Rows, and buffers of those that have slots, after `taken` steps."""
+        slot = self.slot[ids].long()
+        there = slot >= 0
+        self.last[ids] = taken
+        self.table[ids] = rounded(p, self.table.dtype, self.rounding)
+        for buffer, values in zip(self.buffers, buffers, strict=True):
+            buffer[slot[there]] = values[there]
+        if self.master is not None:
+            self.master[slot[there]] = p[there]
+
+    def owners(self) -> Tensor:
+        """(used,): the row of each slot."""
+        rows = (self.slot >= 0).nonzero()[:, 0]
+        return torch.empty_like(rows).index_copy_(0, self.slot[rows].long(), rows)
+
+    def saved(self, names: Sequence[str]) -> dict[str, Any]:
+        """What `load` takes; nothing lags behind."""
+        held = {name: buffer[: self.used].clone() for name, buffer in zip(names, self.buffers, strict=False)}
+        held |= {} if self.master is None else {"master": self.master[: self.used].clone()}
+        return {
+            "step": torch.tensor(float(self.offset)),
+            "size": tuple(self.table.shape),
+            "rows": self.owners(),
+            **held,
+        }
+
+    def dense(self, names: Sequence[str]) -> dict[str, Any]:
+        """State of every row, in the form of torch's optimizers."""
+        held: dict[str, Any] = {"step": torch.tensor(float(self.offset))}
+        for name, buffer, fill in zip(names, self.buffers, self.fills, strict=False):
+            held[name] = buffer.new_full((len(self.table), buffer.shape[1]), fill)
+            held[name][self.owners()] = buffer[: self.used]
+        return held
+
+    def load(self, saved: dict[str, Any], names: Sequence[str]) -> None:
+        """`saved()` or `dense()`, of this table or of torch's optimizer."""
+        held = {name: saved[name] for name in names[: len(self.buffers)] if name in saved}
+        if len(held) < len(self.buffers):
+            raise ValueError(f"the state has {sorted(saved)}; expected {', '.join(names[: len(self.buffers)])} too")
+        size = tuple(saved.get("size", (len(held[names[0]]), self.table.shape[1])))
+        if size != tuple(self.table.shape):
+            raise ValueError(f"the state is that of a table {size}; this one is {tuple(self.table.shape)}")
+        rows = saved.get("rows")
+        if rows is None:  # those that ever had a gradient
+            unlike = [held[n] != fill for n, fill in zip(held, self.fills, strict=True)]
+            rows = torch.cat(unlike, 1).any(1).nonzero()[:, 0]
+            held = {name: values[rows.to(values.device)] for name, values in held.items()}
+        self.admit(rows.to(self.slot.device))
+        for buffer, values in zip(self.buffers, held.values(), strict=True):
+            buffer[: self.used] = values
+        if self.master is not None and "master" in saved:
+            self.master[: self.used] = saved["master"]
+        self.offset = int(saved.get("step", 1))
+        self.start_over()
+
+
+def grown(buffer: Tensor, used: int, wanted: int) -> Tensor:
+    """Room for `wanted` rows, the first `used` kept."""
+    if wanted <= len(buffer):
+        return buffer
+    larger = buffer.new_empty(max(wanted, int(GROWTH * len(buffer))), buffer.shape[1])
+    larger[:used] = buffer[:used]
+    return larger
+
+
+def rounded(p: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:
+    """fp32 as `dtype`: to nearest, or ("stochastic", bf16) up or down at random so that the mean is p."""
+    if rounding != "stochastic" or dtype != torch.bfloat16:
+        return p.to(dtype)
+    bits = p.view(torch.int32) + torch.randint(1 << 16, p.shape, dtype=torch.int32, device=p.device)
+    return torch.where(p.isfinite(), (bits & -(1 << 16)).view(torch.float32), p).to(dtype)
