@@ -44,8 +44,8 @@ class SparseEmbedding(nn.Embedding):
         Where a head is tied to the weight, its gradient is dense, every row learns and there is nothing to spare: the
         row sums are then added into that gradient.
         """
-        if not isinstance(embedding, nn.Embedding):
-            raise TypeError(f"embedding is a {type(embedding).__name__}; expected a torch.nn.Embedding")
+        if type(embedding) is not nn.Embedding:  # one that scales its rows, for instance, would lose that
+            raise TypeError(f"embedding is a {type(embedding).__name__}; expected a plain torch.nn.Embedding")
         rows, width = embedding.weight.shape
         made = cls(
             rows, width, embedding.padding_idx, _weight=embedding.weight,

@@ -33,6 +33,9 @@ class Rule:
     def leaps(self, first: int) -> Leaps | None:
         return None if self.amsgrad or self.rowwise else Leaps(self.beta1, self.beta2, first)
 
+    def moves_idle_rows(self, steps: Steps) -> bool:
+        return True
+
     def idle_rows_gain_state(self, steps: Steps) -> bool:
         """Whether a row without a gradient has state."""
         return False

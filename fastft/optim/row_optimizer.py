@@ -73,7 +73,7 @@ class RowOptimizer(torch.optim.Optimizer):
         grad = coalesced(grad)
         ids = grad._indices()[0]
         t.admit(ids)
-        if self.semantics == "lazy":
+        if not self._lags(t, rule):
             t.last[ids] = len(t.steps)
         leap = t.leap(ids)
         t.advance(self.numbers(group, t.offset + len(t.steps) + 1), rule)
@@ -94,6 +94,10 @@ class RowOptimizer(torch.optim.Optimizer):
         t.constants = constants
         return t
 
+    def _lags(self, t: Table, rule: Any) -> bool:
+        """Whether steps without a gradient change a row."""
+        return self.semantics == "dense" and bool(rule.moves_idle_rows(t.steps))
+
     def _kernel(self, t: Table, rule: Any) -> Any:
         return dispatch.pick("row_update", BACKENDS, self.backend, t, rule)
 
@@ -103,10 +107,9 @@ class RowOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def current_rows(self, p: Tensor, ids: Tensor) -> Tensor:
         """(K, D): what the rows `ids` (K,) of a table are now; nothing is written."""
-        t = self.tables.get(p)
-        if t is None or not len(t.steps) or self.semantics == "lazy":
+        t, rule = self.tables.get(p), self.rule(self.group_of(p))
+        if t is None or not len(t.steps) or not self._lags(t, rule):
             return p.detach()[ids]
-        rule = self.rule(self.group_of(p))
         rows: Tensor = self._kernel(t, rule).read_rows(t, ids, rule, t.steps, t.leap(ids))
         return rows
 
@@ -118,8 +121,8 @@ class RowOptimizer(torch.optim.Optimizer):
         `SparseEmbedding` (saving, export, a norm).
         """
         for p, t in self.tables.items():
-            if self.semantics == "dense":
-                rule = self.rule(self.group_of(p))
+            rule = self.rule(self.group_of(p))
+            if self._lags(t, rule):
                 if rule.idle_rows_gain_state(t.steps):
                     t.admit(torch.arange(len(p), device=p.device))
                 for ids in torch.arange(len(p), device=p.device).split(max(1, FLUSHED // p.shape[1])):  # type: ignore[no-untyped-call]

@@ -27,6 +27,9 @@ class Rule:
     def leaps(self, first: int) -> None:
         return None
 
+    def moves_idle_rows(self, steps: Steps) -> bool:
+        return bool(self.momentum or steps.matrix()[:, 1].any())
+
     def idle_rows_gain_state(self, steps: Steps) -> bool:
         """Whether a row without a gradient has state, of its weight decay."""
         return bool(self.momentum and steps.matrix()[:, 1].any())

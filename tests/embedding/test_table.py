@@ -156,5 +156,6 @@ def test_refused_options() -> None:
             SparseEmbedding(5, 3, **{name: value})
         with pytest.raises(ValueError, match=name):
             SparseEmbedding.from_embedding(nn.Embedding(5, 3, **{name: value}))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="embedding is a Linear"):
-        SparseEmbedding.from_embedding(nn.Linear(2, 2))  # type: ignore[arg-type]
+    for module in (nn.Linear(2, 2), type("Scaled", (nn.Embedding,), {})(2, 2)):
+        with pytest.raises(TypeError, match=f"embedding is a {type(module).__name__}; expected a plain"):
+            SparseEmbedding.from_embedding(module)

@@ -24,7 +24,7 @@ def segment_sum(values: Tensor, order: Tensor, ends: Tensor) -> Tensor:
     order, ends = order.contiguous(), ends.contiguous()
     out = torch.empty(len(ends), values.shape[1])
     KERNELS[values.dtype](
-        len(ends), values.shape[1], values.data_ptr(), values.stride(0), order.data_ptr(), ends.data_ptr(), out.data_ptr(),
-        torch.get_num_threads(),
+        len(ends), values.shape[1], values.data_ptr(), values.stride(0), order.data_ptr(), ends.data_ptr(),
+        out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out
