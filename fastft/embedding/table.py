@@ -21,8 +21,8 @@ class SparseEmbedding(nn.Embedding):
         num_embeddings, embedding_dim, padding_idx, device, dtype: as in `torch.nn.Embedding`; row `padding_idx` gets
             no gradient.
 
-    `forward(ids)`: integer ids (...) -> (..., D), of the weight's dtype. state_dict is `torch.nn.Embedding`'s;
-    `flush()` of the optimizer must come before it, as its `state_dict()` does.
+    `forward(ids)`: integer ids (...) -> (..., D), of the weight's dtype. `state_dict` is `torch.nn.Embedding`'s, after
+    a `flush()` of the optimizer; what else reads the weight, beside forward, needs `flush()` first.
 
     Raises:
         IndexError: an id outside [0, V), on the CPU.
@@ -64,6 +64,11 @@ class SparseEmbedding(nn.Embedding):
         rows: Tensor = Lookup.apply(self.weight, input.reshape(-1).long(), self.padding_idx)  # type: ignore[no-untyped-call]
         return rows.view(*input.shape, self.embedding_dim)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if hasattr(self.weight, "row_optimizer"):
+            self.weight.row_optimizer.flush()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def extra_repr(self) -> str:
         return super().extra_repr().replace(", sparse=True", "")
 
@@ -76,8 +81,8 @@ class Lookup(torch.autograd.Function):
         groups = grouped(ids)
         ctx.save_for_backward(ids, *groups)
         ctx.size, ctx.dtype, ctx.padding_idx = weight.shape, weight.dtype, padding_idx
-        reader = getattr(weight, "row_reader", None)
-        return weight[ids] if reader is None else groups.spread(reader(weight, groups.touched))
+        optimizer = getattr(weight, "row_optimizer", None)
+        return weight[ids] if optimizer is None else groups.spread(optimizer.current_rows(weight, groups.touched))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

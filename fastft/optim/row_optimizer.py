@@ -84,7 +84,7 @@ class RowOptimizer(torch.optim.Optimizer):
         if p not in self.tables:
             rule = self.rule(group)
             self.tables[p] = Table(p.detach(), rule, constants, self.rounding, fast=self.engine == "fast")
-            p.row_reader = self.current_rows  # type: ignore[attr-defined]
+            p.row_optimizer = self  # type: ignore[attr-defined]
         t = self.tables[p]
         for name, value in constants.items():
             if value != t.constants[name] and len(t.steps):
@@ -117,12 +117,12 @@ class RowOptimizer(torch.optim.Optimizer):
     def flush(self) -> None:
         """Catch up with every row, in place: afterwards the tables are what dense training would have left.
 
-        One pass over each table. `state_dict` does it; so must whoever reads a table other than through
-        `SparseEmbedding` (saving, export, a norm).
+        One pass over each table. `state_dict`, of this optimizer and of a `SparseEmbedding`, does it; so must whoever
+        else reads a table other than by a `SparseEmbedding`'s forward (a norm, a copy).
         """
         for p, t in self.tables.items():
             rule = self.rule(self.group_of(p))
-            if self._lags(t, rule):
+            if len(t.steps) and self._lags(t, rule):
                 if rule.idle_rows_gain_state(t.steps):
                     t.admit(torch.arange(len(p), device=p.device))
                 for ids in torch.arange(len(p), device=p.device).split(max(1, FLUSHED // p.shape[1])):  # type: ignore[no-untyped-call]

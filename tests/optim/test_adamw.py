@@ -64,8 +64,6 @@ def test_bitwise_for_a_thousand_steps(tmp_path: Path) -> None:
             t.optimizer.flush()
         if i == 600:
             torch.save([t.embedding.state_dict(), t.optimizer.state_dict()], tmp_path / "state")
-            state = t.embedding.state_dict()
-            torch.save([state, t.optimizer.state_dict()], tmp_path / "state")
             table, held = torch.load(tmp_path / "state")
             t.embedding = SparseEmbedding(ROWS, WIDTH)
             t.embedding.load_state_dict(table)
@@ -229,6 +227,17 @@ def test_grad_scaler() -> None:
         scaler.update()
         t.optimizer.zero_grad()
     same_bits(t)
+
+
+def test_what_is_saved_does_not_lag() -> None:
+    t = twins()
+    for ids in zipf(30):
+        t.backward(ids)
+        t.step()
+    assert not torch.equal(t.weight, t.dense)
+    assert torch.equal(t.embedding.state_dict()["weight"], t.dense)
+    copied = copy.deepcopy(t.embedding)
+    assert torch.equal(copied(torch.arange(ROWS)), t.dense)
 
 
 @pytest.mark.parametrize("rounding", ["master", "stochastic", "nearest"])
