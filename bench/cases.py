@@ -21,8 +21,8 @@ class Inputs(Protocol):
         """As if nobody had been here."""
 
     @property
-    def gradients(self) -> Mapping[str, Tensor]:
-        """By name, of the last backward; raises `RuntimeError` if there are none."""
+    def left(self) -> Mapping[str, Tensor]:
+        """By name, what the last call left: a loss its gradients. Raises `RuntimeError` if there is nothing."""
 
 
 class Case:
@@ -68,8 +68,12 @@ class Case:
         raise NotImplementedError
 
     def __str__(self) -> str:
+        return f"{self.place}-ignored{round(100 * self.ignored)}"
+
+    @property
+    def place(self) -> str:
         size = "x".join(map(str, self.size.values()))
-        return f"{self.device}-{self.name}-{size}-{self.dtype}-ignored{round(100 * self.ignored)}"
+        return f"{self.device}-{self.name}-{size}-{self.dtype}"
 
     def reduced(self) -> "Case":
         """The same case at a size where an fp64 reference costs nothing."""
@@ -98,7 +102,7 @@ class HeadInputs:
         self.x.grad = self.w.grad = None
 
     @property
-    def gradients(self) -> dict[str, Tensor]:
+    def left(self) -> dict[str, Tensor]:
         if self.x.grad is None or self.w.grad is None:
             raise RuntimeError("the provider left no gradient for x or for w")
         return {"dx": self.x.grad, "dw": self.w.grad}
@@ -162,7 +166,7 @@ class LogitInputs:
         self.z.detach().copy_(self.values)
 
     @property
-    def gradients(self) -> dict[str, Tensor]:
+    def left(self) -> dict[str, Tensor]:
         if self.dz is None:
             raise RuntimeError("the provider left no gradient for z")
         return {"dz": self.dz}

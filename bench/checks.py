@@ -15,14 +15,16 @@ def relative_errors(got: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> d
     return {name: ((got[name].double() - truth[name]).norm() / truth[name].norm()).item() for name in truth}
 
 
-def refusal(own: Mapping[str, float], eager: Mapping[str, float], dtype: torch.dtype) -> str | None:
+def refusal(
+    own: Mapping[str, float], eager: Mapping[str, float], dtype: torch.dtype, name_of_eager: str = "eager"
+) -> str | None:
     """Why a provider gets no row: an error above twice eager's own at this dtype. The loss, one number that eager may
     hit by luck, is allowed its rounding to this dtype more, or four roundings of fp32."""
     rounding = max(torch.finfo(dtype).eps, 4 * torch.finfo(torch.float32).eps)
     for name, error in own.items():
         bound = 2 * eager[name] + (rounding if name == "loss" else 0.0)
         if not error <= bound:
-            return f"its error of {name} against fp64 is {error:.2e}; eager's own is {eager[name]:.2e}"
+            return f"its error of {name} against fp64 is {error:.2e}; {name_of_eager}'s own is {eager[name]:.2e}"
     return None
 
 

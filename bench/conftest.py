@@ -2,6 +2,7 @@
 
 python -m pytest bench/cross_entropy.py                              given logits: the grid, every peer
 python -m pytest bench/linear_cross_entropy.py                       heads: the same
+python -m pytest bench/embedding.py                                  training steps of a table: the same
 python -m pytest bench/linear_cross_entropy.py -k "thin and fp32"    some of its cases
 ... --providers fastft,eager    some of the providers; the floor always runs
 ... --cap 3 --most 15           more rounds
@@ -22,7 +23,7 @@ from bench.cases import Case
 from bench.contest import Contest, Op, Slow
 from bench.rows import Record
 
-PROVIDERS = {**peers.LINEAR_CROSS_ENTROPY, **peers.CROSS_ENTROPY}
+PROVIDERS = {**peers.LINEAR_CROSS_ENTROPY, **peers.CROSS_ENTROPY, **peers.EMBEDDING}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -107,8 +108,8 @@ class Table:
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
         if report.when != "call" or not records or terminal is None:
             return
-        M = records[0]["shape"].get("M")
-        terminal.write_line(f"\n{report.nodeid.partition('::')[2]}  M={M}\n  {'':18}{heading(records[0])}")
+        counted = " ".join(f"{axis}={n}" for axis, n in records[0]["shape"].items() if axis in rows.COUNTED)
+        terminal.write_line(f"\n{report.nodeid.partition('::')[2]}  {counted}\n  {'':18}{heading(records[0])}")
         for row in sorted((r for r in records if "ms_median" in r), key=lambda row: row["ms_median"]):
             terminal.write_line(f"  {row['provider']:18}{line(row)}")
         for absence in (r for r in records if "reason" in r):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import checks, peers
 from bench.cases import DTYPES, Case
-from bench.peers import Loss, Peer
+from bench.peers import Peer, Provider
 from bench.rows import Absence, Record, Row, device_facts
 from bench.timing import Race
 
@@ -29,21 +29,25 @@ class Op:
         peers: who does it; "eager" is among them.
         cases: what is measured; given whether it is a smoke run.
         floor: from a case's inputs to the work that nobody can do without, buffers allocated and touched beforehand.
-        step: from a loss and inputs to one forward and backward, which returns the loss and leaves the gradients.
+        step: from a provider and inputs to one training step, which leaves in the inputs what is compared; of a loss
+            one forward and backward, which returns the loss and leaves the gradients. Each call may go on from the
+            state that the one before it left.
         too_slow: (device, case, provider) -> why it is left out.
+        warm_up: calls before round 0, for the state that a step in mid-run starts from.
     """
 
     name: str
     peers: Mapping[str, Peer]
     cases: Callable[[bool], Sequence[Case]]
     floor: Callable[[Any], Callable[[], object]]
-    step: Callable[[Loss, Any], Callable[[], Tensor]]
+    step: Callable[[Provider, Any], Callable[[], Tensor]]
     too_slow: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
+    warm_up: int = 0
 
-    def outputs(self, loss: Loss, case: Case, upcast: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Loss and gradients, by name."""
+    def outputs(self, provider: Provider, case: Case, upcast: torch.dtype | None = None) -> dict[str, Tensor]:
+        """What is checked against fp64, by name: loss and gradients."""
         inputs = case.inputs(upcast)
-        return {"loss": self.step(loss, inputs)(), **inputs.gradients}
+        return {"loss": self.step(provider, inputs)(), **inputs.left}
 
 
 class Contest:
@@ -73,49 +77,59 @@ class Contest:
         self.errors: dict[str, dict[str, float]] = {}
         self.deviations: dict[str, float] = {}
         wanted = {n: p for n, p in op.peers.items() if n in chosen and n not in self.absent}
-        losses, reasons = peers.load(wanted, case.device)
+        self.truths: dict[str, tuple[dict[str, Tensor], dict[str, float]]] = {}
+        self.expected: dict[str, list[Tensor]] = {}  # of the peers that others are to equal, at full size
+        providers, reasons = peers.load(wanted, case.device)
         self.absent |= reasons
-        losses = {name: loss for name, loss in losses.items() if self._right(name, loss)}
+        providers = {name: provider for name, provider in providers.items() if self._right(name, provider)}
         self.inputs = case.inputs()
         calls: dict[str, Callable[[], Any]] = {"floor": op.floor(self.inputs)}
-        calls |= {name: op.step(loss, self.inputs) for name, loss in losses.items()}
+        calls |= {name: op.step(provider, self.inputs) for name, provider in providers.items()}
         self.race = Race(case.device, calls, self.inputs.reset, case.eager_bytes, cap, most)
         self.race.first("floor")
-        eager: list[Tensor] = []
-        for name in losses:
-            if self._first(name, eager) and name == "eager":
-                eager = list(self.inputs.gradients.values())
+        models = {peer.like for peer in op.peers.values()}
+        for name in providers:
+            if self._first(name) and name in models:
+                self.expected[name] = list(self.inputs.left.values())
 
-    def _right(self, name: str, loss: Loss) -> bool:
+    def _truth(self, name: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What peer `name` makes of the reduced case in fp64, and its own errors."""
+        if name not in self.truths:
+            reduced, peer = self.case.reduced(), self.op.peers[name].load(self.case.device)
+            truth = self.op.outputs(peer, reduced, torch.float64)
+            self.truths[name] = truth, checks.relative_errors(self.op.outputs(peer, reduced), truth)
+        return self.truths[name]
+
+    def _right(self, name: str, provider: Provider) -> bool:
         """The check against fp64 at the reduced size."""
-        reduced = self.case.reduced()
-        eager = self.op.peers["eager"].load(self.case.device)
-        truth = self.op.outputs(eager, reduced, torch.float64)
-        bound = checks.relative_errors(self.op.outputs(eager, reduced), truth)
+        like = self.op.peers[name].like
+        truth, bound = self._truth(like)
         try:
-            self.errors[name] = checks.relative_errors(self.op.outputs(loss, reduced), truth)
-            reason = checks.refusal(self.errors[name], bound, DTYPES[self.case.dtype])
+            self.errors[name] = checks.relative_errors(self.op.outputs(provider, self.case.reduced()), truth)
+            reason = checks.refusal(self.errors[name], bound, DTYPES[self.case.dtype], like)
         except Exception as error:  # whatever a peer raises
             reason = summary(error)
         if reason is not None:
             self.absent[name] = reason
         return reason is None
 
-    def _first(self, name: str, eager: Sequence[Tensor]) -> bool:
-        """Round 0, and the check at full size against eager's gradients, where eager takes part."""
+    def _first(self, name: str) -> bool:
+        """Round 0, and the check at full size against eager, or whom else it is to equal, where that takes part."""
+        peer = self.op.peers[name]
         try:
-            if self.op.peers[name].compiled:
+            for _ in range(self.op.warm_up or peer.compiled):
                 self.inputs.reset()
                 self.race.calls[name]()
             self.race.first(name)
         except Exception as error:  # whatever a peer raises, out of memory too
             self.absent[name] = summary(error)
             return False
-        if eager:
-            apart = checks.deviation(list(self.inputs.gradients.values()), eager)
+        if peer.like in self.expected:
+            apart = checks.deviation(list(self.inputs.left.values()), self.expected[peer.like])
             self.deviations[name] = apart
             if not apart <= checks.DEVIATION[DTYPES[self.case.dtype]]:
-                self.absent[name] = f"its gradients at full size are {apart:.2e} away from eager's"
+                what = ", ".join(self.inputs.left)
+                self.absent[name] = f"its {what} at full size: {apart:.2e} away from {peer.like}'s"
                 self.race.withdraw(name)
                 return False
         return True

@@ -1,8 +1,9 @@
 """Who else does it: each peer one function, imported only when it is asked for.
 
 A peer's function takes the device and returns its mean loss on labels y (N,) with `IGNORE_INDEX` for ignored tokens:
-`(x, w, y)` of x (N, D) and w (V, D) for a head, `(z, y)` of z (N, V) for logits. It raises `ImportError` or
-`Unavailable` where it cannot run, and the text becomes the reason in the report.
+`(x, w, y)` of x (N, D) and w (V, D) for a head, `(z, y)` of z (N, V) for logits. A table's peer returns what starts its
+training, see bench/tables.py. It raises `ImportError` or `Unavailable` where it cannot run, and the text becomes the
+reason in the report.
 """
 
 from collections.abc import Callable, Collection
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.cases import IGNORE_INDEX
+from bench.tables import Start, Training
 
 Loss = Callable[..., Tensor]
+Provider = Callable[..., Any]
 
 
 class Unavailable(RuntimeError):
@@ -25,11 +28,13 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Peer:
-    """`dense`: its cost does not depend on how many tokens are supervised. `compiled`: it compiles on first use."""
+    """`dense`: its cost does not depend on how many tokens are supervised. `compiled`: it compiles on first use.
+    `like`: the peer whose result is to be its own, and whose run in fp64 judges both."""
 
-    load: Callable[[str], Loss]
+    load: Callable[[str], Provider]
     dense: bool = False
     compiled: bool = False
+    like: str = "eager"
 
 
 def on_a_gpu(device: str, loss: Loss) -> Loss:
@@ -164,15 +169,159 @@ CROSS_ENTROPY = {
 }
 
 
-def load(peers: dict[str, Peer], device: str) -> tuple[dict[str, Loss], dict[str, str]]:
+LR = 1e-3
+ADAMW: dict[str, Any] = {"lr": LR, "weight_decay": 0.01}  # of a table
+# Like torch's SparseAdam, which has no decay and adds eps to the root before its correction, AdamW after it: with an
+# eps that is nothing to any root both are the same.
+LAZY_ADAM: dict[str, Any] = {"lr": LR, "eps": 1e-20}
+
+
+def _embedding(table: Tensor, sparse: bool = False) -> nn.Embedding:
+    rows, width = table.shape
+    return nn.Embedding(rows, width, sparse=sparse, _weight=table)
+
+
+def eager_table(device: str) -> Start:
+    """A dense gradient, and torch's fused AdamW over the whole table."""
+
+    def start(table: Tensor, chosen: list[int]) -> Training:
+        embedding = _embedding(table)
+        return Training(embedding, torch.optim.AdamW([embedding.weight], fused=True, **ADAMW), lambda: table)
+
+    return start
+
+
+def sparse_adam_table(device: str) -> Start:
+    """A sparse gradient and torch's SparseAdam, which steps a row only where it has a gradient: another optimizer."""
+
+    def start(table: Tensor, chosen: list[int]) -> Training:
+        embedding = _embedding(table, sparse=True)
+        return Training(embedding, torch.optim.SparseAdam([embedding.weight], **LAZY_ADAM), lambda: table)
+
+    return start
+
+
+def fastft_table(device: str) -> Start:
+    """What dense AdamW does."""
+    return _fastft_table(**ADAMW)
+
+
+def fastft_lazy_table(device: str) -> Start:
+    """What SparseAdam does."""
+    return _fastft_table(semantics="lazy", weight_decay=0.0, **LAZY_ADAM)
+
+
+def _fastft_table(**options: Any) -> Start:
+    from fastft.embedding.table import SparseEmbedding
+    from fastft.optim import SparseAdamW
+
+    def start(table: Tensor, chosen: list[int]) -> Training:
+        embedding = SparseEmbedding.from_embedding(_embedding(table))
+        optimizer = SparseAdamW(embedding.parameters(), **options)
+
+        def trained() -> Tensor:
+            optimizer.flush()
+            return table
+
+        return Training(embedding, optimizer, trained)
+
+    return start
+
+
+def gathered_rows(device: str) -> Start:
+    """Chosen rows by hand: a frozen lookup, and the rows' own values put over its output where they were read."""
+
+    def start(table: Tensor, chosen: list[int]) -> Training:
+        rows = nn.Parameter(table[chosen])
+        slots = torch.full((len(table),), -1, device=table.device)
+        slots[chosen] = torch.arange(len(chosen), device=table.device)
+
+        def lookup(ids: Tensor) -> Tensor:
+            slot = slots[ids]
+            there = (slot >= 0).nonzero()[:, 0]
+            return F.embedding(ids, table).index_copy(0, there, rows[slot[there]])
+
+        def trained() -> Tensor:
+            return table.index_copy(0, torch.tensor(chosen, device=table.device), rows.detach())
+
+        return Training(lookup, torch.optim.AdamW([rows], fused=True, **ADAMW), trained)
+
+    return start
+
+
+class Lookup(nn.Module):
+    """As much of a model as is needed to choose rows of its table."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.embedding = _embedding(table)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.embedding(ids)
+        return rows
+
+
+def fastft_rows(device: str) -> Start:
+    """Chosen rows."""
+    from fastft.embedding.rows import TrainableRows
+
+    def start(table: Tensor, chosen: list[int]) -> Training:
+        model = Lookup(table)
+        rows = TrainableRows(model, chosen)
+        return Training(model, torch.optim.AdamW(rows.parameters(), fused=True, **ADAMW), lambda: table)
+
+    return start
+
+
+def peft_rows(device: str) -> Start:
+    """Chosen rows: PEFT's trainable tokens."""
+    from peft import TrainableTokensConfig, get_peft_model
+
+    def start(table: Tensor, chosen: list[int]) -> Training:
+        config = TrainableTokensConfig(token_indices=chosen, target_modules=["embedding"])
+        model: Any = get_peft_model(Lookup(table), config)
+        learning = [p for p in model.parameters() if p.requires_grad]
+        layer = model.base_model.model.embedding
+
+        def trained() -> Tensor:
+            merged: Tensor = layer.get_merged_weights(layer.active_adapters)
+            return merged
+
+        return Training(model, torch.optim.AdamW(learning, fused=True, **ADAMW), trained)
+
+    return start
+
+
+def fbgemm_table(device: str) -> Start:
+    import fbgemm_gpu  # noqa: F401
+
+    raise Unavailable("never run: its Adam needs a GPU, skips untouched rows, and steps within backward")
+
+
+EMBEDDING = {
+    "eager": Peer(eager_table, dense=True),
+    "sparse-adam": Peer(sparse_adam_table, like="sparse-adam"),
+    "fbgemm": Peer(fbgemm_table, like="sparse-adam"),
+    "rows-by-hand": Peer(gathered_rows, like="rows-by-hand"),
+    "rows-peft": Peer(peft_rows, dense=True, like="rows-by-hand"),
+    "rows-fastft": Peer(fastft_rows, like="rows-by-hand"),
+    "fastft-lazy": Peer(fastft_lazy_table, like="sparse-adam"),
+    "fastft": Peer(fastft_table),
+}
+
+
+def load(peers: dict[str, Peer], device: str) -> tuple[dict[str, Provider], dict[str, str]]:
     """What runs here, and the reason for each that does not."""
-    losses, reasons = {}, {}
+    providers, reasons = {}, {}
     for name, peer in peers.items():
         try:
-            losses[name] = peer.load(device)
+            providers[name] = peer.load(device)
         except (ImportError, Unavailable) as error:
             reasons[name] = str(error)
-    return losses, reasons
+    return providers, reasons
 
 
 def named(known: Collection[str], option: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Pictures of benchmark rows: one panel for each shape and dtype, one group of bars for each share ignored."""
+"""Pictures of benchmark rows: bars by share ignored, a panel for each shape and dtype; or lines against one axis of it,
+a panel for each of what else differs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.rows import Row
+from bench.rows import COUNTED, Row
 
 COLORS = {
     "fastft": "#d1495b",
@@ -19,27 +20,73 @@ COLORS = {
     "cce": "#5a9367",
     "torch-compile": "#4f8f8b",
     "quack": "#a06c3a",
+    "fastft-lazy": "#e59a86",
+    "sparse-adam": "#2e6f95",
+    "rows-fastft": "#7a3fa0",
+    "rows-peft": "#e0a03a",
+    "rows-by-hand": "#5a9367",
+    "floor": "#000000",
 }
 OTHER = "#b58db6"
 
 
-def draw(rows: list[Row], time: Path, memory: Path, *, floor: str, beyond: str) -> None:
+def draw(rows: list[Row], time: Path, memory: Path, *, floor: str, beyond: str, about: str) -> None:
     """Time as a multiple of the floor, and memory beyond what `beyond` names, both on logarithmic axes."""
-    about = f"{rows[0].op}, forward and backward; {rows[0].device}; torch {rows[0].torch}"
     save(rows, time, f"Time over the measured floor (1 = {floor})\n{about}",
          "time / floor", lambda row: 1 / row.floor_share, line=1.0)  # fmt: skip
     save(rows, memory, f"Peak memory beyond {beyond}\n{about}", "MiB", lambda row: row.peak_mib)
+
+
+def draw_against(axis: str, rows: list[Row], time: Path, memory: Path, *, beyond: str, about: str) -> None:
+    """The same against an axis of the shape; time in ms, the floor's too."""
+    save_against(axis, rows, time, f"Median time of a call\n{about}", "ms", lambda row: row.ms_median)
+    rows = [row for row in rows if row.provider != "floor"]
+    save_against(axis, rows, memory, f"Peak memory beyond {beyond}\n{about}", "MiB", lambda row: row.peak_mib)
+
+
+def save_against(
+    axis: str, rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float | None]
+) -> None:
+    def panel_of(row: Row) -> str:
+        return ", ".join([f"{a} = {n}" for a, n in row.shape.items() if a not in (axis, *COUNTED)] + [row.dtype])
+
+    names = list(dict.fromkeys(map(panel_of, rows)))
+    figure = Figure(figsize=(max(5.2 * len(names), 7.5), 4.9), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0].tolist()
+    for axes, name in zip(panels, names, strict=True):
+        chosen = sorted((row for row in rows if panel_of(row) == name), key=lambda row: row.shape[axis])
+        for provider in ordered(chosen):
+            points = [(row.shape[axis], value(row)) for row in chosen if row.provider == provider]
+            points = [(x, y) for x, y in points if y is not None and y > 0]
+            style = "--" if provider == "floor" else "-"
+            if points:
+                axes.plot(*zip(*points, strict=True), f"o{style}", color=COLORS.get(provider, OTHER), label=provider)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel(axis)
+        axes.grid(alpha=0.35)
+    panels[0].set_ylabel(unit)
+    handles, labels = legend(panels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5) or 1, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path)
+
+
+def ordered(rows: list[Row]) -> list[str]:
+    """Their providers, in the colours' order."""
+    present = {row.provider for row in rows}
+    return [name for name in COLORS if name in present] + sorted(present - set(COLORS))
 
 
 def save(
     rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float | None], line: float | None = None
 ) -> None:
     rows = [row for row in rows if row.provider != "floor"]
-    axes = [axis for axis in rows[0].shape if axis != "M"]
+    axes = [axis for axis in rows[0].shape if axis not in COUNTED]
     cases = list(dict.fromkeys((row.case, tuple(row.shape[axis] for axis in axes)) for row in rows))
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
-    present = {row.provider for row in rows}
-    providers = [name for name in COLORS if name in present] + sorted(present - set(COLORS))
+    providers = ordered(rows)
     figure = Figure(figsize=(max(4.4 * len(cases), 7.5), 3.4 * len(dtypes) + 0.9), dpi=110, layout="constrained")
     panels = figure.subplots(len(dtypes), len(cases), squeeze=False, sharey=True)
     for i, dtype in enumerate(dtypes):

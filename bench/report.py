@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import plots
-from bench.rows import ABSENT, Absence, Row, load, newest
+from bench.rows import ABSENT, COUNTED, Absence, Record, Row, load, newest
 
 DISTURBED = 0.1  # cores other processes used
 SUBJECT = "fastft"
@@ -23,6 +23,9 @@ class Words(NamedTuple):
     floor: str
     memory: str  # beyond what
     notes: str = ""
+    call: str = "forward and backward"
+    rated: str = "supervised rows"  # whose bytes GB/s are
+    against: str | None = None  # axis of the pictures; without one they are bars, by share ignored
 
 
 WORDS = {
@@ -33,6 +36,17 @@ WORDS = {
         " The gradient counts: a loss in place needs none. GB/s are one read and one write of the supervised rows over "
         "the time, and the floor is a copy of them. A gradient that is not in place also holds zeros for ignored rows: "
         "at 50, 85 and 95 % ignored that makes 1.5, 3.8 and 10.5 times the floor's bytes.",
+    ),
+    "embedding": Words(
+        "a copy of the touched rows' bytes",
+        "tables and optimizer state",
+        " A call is a training step in mid-run: lookup, backward, optimizer. U rows are touched. GB/s are what exact "
+        "AdamW of those rows must read or write (`bench/embedding.py`) over the time, and the floor is a copy of as "
+        "many bytes. `sparse-adam` and `fastft-lazy` are another optimizer, which leaves untouched rows alone; "
+        "providers called `rows-` train two rows of a frozen table.",
+        call="one training step",
+        rated="touched rows",
+        against="V",
     ),
 }
 
@@ -51,7 +65,11 @@ def write(folder: Path) -> Path:
         rows = load(path, Row)
         words = WORDS.get(path.stem, Words("the floor", "inputs"))
         time, memory = (folder / f"{path.stem}-{what}.png" for what in ("time", "memory"))
-        plots.draw(rows, time, memory, floor=words.floor, beyond=words.memory)
+        about = f"{path.stem}, {words.call}; {rows[0].device}; torch {rows[0].torch}"
+        if words.against is None:
+            plots.draw(rows, time, memory, floor=words.floor, beyond=words.memory, about=about)
+        else:
+            plots.draw_against(words.against, rows, time, memory, beyond=words.memory, about=about)
         parts += page(path.stem, words, rows, [absence for absence in absent if absence.op == path.stem])
     report = folder / "report.md"
     report.write_text("\n".join(parts) + "\n", encoding="utf-8")
@@ -67,12 +85,12 @@ def page(op: str, words: Words, rows: list[Row], absent: list[Absence]) -> list[
     rated = first.gb_per_s is not None
     outputs = " and ".join(dict.fromkeys(name for row in rows for name in row.errors if name != "loss"))
     cases = by_case(rows)
-    labels = ["case", " x ".join(axes(first)), "dtype", "ignored"]
+    labels = ["case", " x ".join(axes(first)), "dtype", *(["ignored"] if labelled(first) else [])]
     return [
         f"# {op} on {first.device}",
         "",
         f"{first.driver}; torch {first.torch}; fastft {commits}; {days[0]} to {days[-1]}. How a number is made: "
-        "`bench/timing.py`. A provider whose gradients are wrong has no row.",
+        "`bench/timing.py`. A provider whose results are wrong has no row.",
         "",
         f"![time]({op}-time.png)",
         f"![memory]({op}-memory.png)",
@@ -83,14 +101,15 @@ def page(op: str, words: Words, rows: list[Row], absent: list[Absence]) -> list[
         f"a call takes beyond {words.memory}.{words.notes}",
         "",
         *table(
-            [*labels, "M", "ms", *(["GB/s"] if rated else []), "x floor",
+            [*labels, counted(first), "ms", *(["GB/s"] if rated else []), "x floor",
              *(f"vs {name}" for name in timed if name != SUBJECT), "MiB", "eager's MiB"],
             (subject_cells(case, timed, rated) for case in cases if SUBJECT in case),
+            len(labels),
         ),
         "## Time: median ms (multiple of the floor)",
         "",
         *by_provider(labels, providers, cases, time),
-        *(["## GB/s of the supervised rows", "", *by_provider(labels, providers, cases, rate)] if rated else []),
+        *([f"## GB/s of the {words.rated}", "", *by_provider(labels, providers, cases, rate)] if rated else []),
         f"## Memory beyond {words.memory}: MiB",
         "",
         *by_provider(labels, timed, cases, memory),
@@ -119,20 +138,34 @@ def by_case(rows: Iterable[Row]) -> list[Case]:
 
 
 def axes(row: Row) -> list[str]:
-    """Of the case's shape: all but M, which the ignored share gives."""
-    return [axis for axis in row.shape if axis != "M"]
+    """Of the case's shape: all but what follows from the case."""
+    return [axis for axis in row.shape if axis not in COUNTED]
+
+
+def counted(row: Row) -> str:
+    """What follows from the case: M from the ignored share, U from the ids."""
+    return next(axis for axis in row.shape if axis in COUNTED)
+
+
+def labelled(record: Record) -> bool:
+    """Whether some of the case's tokens have no label."""
+    return "M" in record.shape
+
+
+def conditions(record: Record) -> list[str]:
+    return [record.dtype, *([f"{record.ignored:.0%}"] if labelled(record) else [])]
 
 
 def place(case: Case) -> list[str]:
     row = next(iter(case.values()))
     size = " x ".join(str(row.shape[axis]) for axis in axes(row))
-    return [row.case, size, row.dtype, f"{row.ignored:.0%}"]
+    return [row.case, size, *conditions(row)]
 
 
 def subject_cells(case: Case, timed: list[str], rated: bool) -> list[str]:
     own = case[SUBJECT]
     rates = [rate(own)] if rated else []
-    cells = [*place(case), str(own.shape["M"]), f"{own.ms_median:.1f}", *rates, f"{1 / own.floor_share:.2f}"]
+    cells = [*place(case), str(own.shape[counted(own)]), f"{own.ms_median:.1f}", *rates, f"{1 / own.floor_share:.2f}"]
     for name in timed:
         if name == SUBJECT:
             continue
@@ -161,12 +194,13 @@ def error(row: Row | None) -> str:
 def by_provider(
     labels: list[str], providers: list[str], cases: list[Case], cell: Callable[[Row | None], str]
 ) -> list[str]:
-    return table([*labels, *providers], ([*place(case), *(cell(case.get(p)) for p in providers)] for case in cases))
+    lines = ([*place(case), *(cell(case.get(p)) for p in providers)] for case in cases)
+    return table([*labels, *providers], lines, len(labels))
 
 
-def table(head: list[str], lines: Iterable[list[str]]) -> list[str]:
-    """The first four columns are words."""
-    rule = ["---" if column < 4 else "---:" for column in range(len(head))]
+def table(head: list[str], lines: Iterable[list[str]], words: int) -> list[str]:
+    """The first `words` columns are words."""
+    rule = ["---" if column < words else "---:" for column in range(len(head))]
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)] + [""]
 
 
@@ -175,8 +209,7 @@ def absences(absent: list[Absence]) -> list[str]:
         return []
     where = defaultdict(list)
     for absence in absent:
-        place = f"{absence.case} {absence.dtype} {absence.ignored:.0%}"
-        where[absence.provider, absence.reason].append(place)
+        where[absence.provider, absence.reason].append(" ".join([absence.case, *conditions(absence)]))
     listed = [f"* **{p}**: {reason} ({', '.join(places)})" for (p, reason), places in where.items()]
     return ["## No row", "", *listed, ""]
 
@@ -186,7 +219,7 @@ def disturbances(rows: list[Row]) -> list[str]:
     if not loud:
         return []
     note = "Other processes used more than a tenth of a core during all of their samples; worth repeating:"
-    listed = (f"{row.case} {row.dtype} {row.ignored:.0%} {row.provider} ({row.other_cores:.1f} cores)" for row in loud)
+    listed = (f"{' '.join([row.case, *conditions(row)])} {row.provider} ({row.other_cores:.1f} cores)" for row in loud)
     return ["## Disturbed", "", note, "", *(f"* {text}" for text in listed), ""]
 
 

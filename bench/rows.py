@@ -19,6 +19,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 ABSENT = "absent"
+COUNTED = ("M", "U")  # in a shape, what follows from the case: supervised tokens, touched rows
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Where:
 
     op: str
     provider: str
-    case: str  # name of the model whose shape it is
+    case: str  # name of the model whose shape it is, or of a size
     shape: dict[str, int]
     dtype: str
-    ignored: float  # share of tokens without a label
+    ignored: float  # share of tokens without a label; 0 where nothing has labels
     device: str
     driver: str  # CUDA driver and runtime, or the instruction set torch uses
     threads: int
@@ -52,9 +53,9 @@ class Row(Where):
     floor_ms: float  # the floor's median
     floor_share: float  # 1 is the floor itself
     eager_factor: float | None  # how many times as fast as eager; None where eager did not run
-    peak_mib: float | None  # beyond inputs and a head's gradients; None where it is not measured
+    peak_mib: float | None  # beyond inputs, a head's gradients and a table's state; None where it is not measured
     errors: dict[str, float]  # of each output against fp64, at the reduced size
-    deviation: float | None  # of the gradients from eager's, at full size
+    deviation: float | None  # of the gradients from eager's, at full size; of rows read, from those it should equal
     gb_per_s: float | None = None  # the floor's traffic over the median time, GB/s; None where arithmetic bounds the op
 
 

@@ -1,9 +1,10 @@
-"""Shapes worth measuring: the output heads of real models and their logits, and the grids of cases made of them."""
+"""Shapes worth measuring: heads of real models, their logits, embedding tables; and the grids of cases made of them."""
 
 import itertools
 from collections.abc import Mapping
 
 from bench.cases import DTYPES, Head, Logits
+from bench.tables import Table
 
 IGNORED_SHARES = (0.0, 0.50, 0.85, 0.95)
 
@@ -40,6 +41,20 @@ SMOKE_LOGITS = {"tiny": (64, 300), "odd": (33, 257)}
 LOGIT_BUFFERS = 7  # a race's: values, logits, the floor's rows, eager's gradient for comparison, and what eager takes
 FP32_ON_CUDA = ("mistral-nemo",)  # logits that are measured in fp32 as well, as a trainer that upcasts them has them
 
+TABLES: dict[str, Sizes] = {
+    "cpu": {
+        "qwen2.5": (4096, 896, 151936),  # Qwen2.5-0.5B
+        "32k": (4096, 256, 2**15),  # what follows differs in V alone
+        "128k": (4096, 256, 2**17),
+        "256k": (4096, 256, 2**18),
+        "1M": (4096, 256, 2**20),  # dense AdamW holds 4 GiB
+    },
+    "cuda": {
+        "qwen3-8b": (8192, 4096, 151936),
+    },
+}
+SMOKE_TABLES: Sizes = {"tiny": (64, 32, 300), "odd": (33, 23, 257)}
+
 
 def head_cases(heads: Mapping[str, Sizes]) -> list[Head]:
     """The grid, by device; the share of ignored tokens varies fastest and starts at 0. GPUs train in bf16."""
@@ -60,3 +75,8 @@ def logit_cases(logits: Mapping[str, LogitSizes], cuda_bytes: int | None = None)
         if device == "cpu" or dtype == "bf16" or name in FP32_ON_CUDA
     ]
     return [c for c in cases if c.device == "cpu" or cuda_bytes is None or LOGIT_BUFFERS * c.bytes <= cuda_bytes]
+
+
+def table_cases(tables: Mapping[str, Sizes]) -> list[Table]:
+    """By device, in fp32."""
+    return [Table(name, *size, device=device) for device, sizes in tables.items() for name, size in sizes.items()]

@@ -82,8 +82,54 @@ void catch_up(Block& b, bool has_state, const AdamWLeap* l, const AdamWStep* fro
   }
 }
 
+FT_CLONES bool any_below(const float* v, const float* m, int64_t n, float least) {
+  int below = 0;
+#pragma omp simd reduction(| : below)
+  for (int64_t i = 0; i < n; ++i) below |= (v[i] < least) & (m[i] != 0.0f);
+  return below;
+}
+
+// A row for which the leap is good enough, read or stepped in one pass; `to` may be `from`.
+template <class T, bool kStep>
+FT_CLONES void leap_row(T* to, const T* from, float* m, float* v, const T* g, int64_t n, const AdamWLeap l,
+                        const AdamWStep s, const AdamWConstants c) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    float p = math::to_float(from[i]), m_i = m[i], v_i = v[i];
+    math::adamw_leap(p, m_i, v_i, l, c);
+    if (kStep) {
+      math::adamw_step(p, m_i, v_i, math::to_float(g[i]), s, c);
+      m[i] = m_i;
+      v[i] = v_i;
+    }
+    to[i] = math::from_float<T>(p);
+  }
+}
+
+// The common case: true where it was one and is done.
+template <class T>
+bool leapt(const AdamWRows& a, int64_t row) {
+  const int64_t id = a.ids[row], slot = a.slot[id];
+  if (!a.leap || slot < 0 || a.master || !(a.out || a.grad)) return false;
+  const AdamWLeap& l = a.leap[row];
+  float *m = a.m + slot * a.width, *v = a.v + slot * a.width;
+  const float least = math::adamw_least_v(l, a.constants);
+  if (least > 0.0f && any_below(v, m, a.width, least)) return false;
+  T* table = static_cast<T*>(a.table) + id * a.stride;
+  if (a.out) {
+    T* out = static_cast<T*>(a.out) + row * a.width;
+    leap_row<T, false>(out, table, m, v, nullptr, a.width, l, {}, a.constants);
+  } else {
+    const T* g = static_cast<const T*>(a.grad) + row * a.width;
+    leap_row<T, true>(table, table, m, v, g, a.width, l, a.steps[a.until], a.constants);
+    a.last[id] = static_cast<int32_t>(a.until + 1);
+  }
+  return true;
+}
+
 template <class T>
 void adamw_row(const AdamWRows& a, int64_t row) {
+  if (leapt<T>(a, row)) return;
   const int64_t id = a.ids[row], slot = a.slot[id];
   const bool has_state = slot >= 0;
   T* table = static_cast<T*>(a.table) + id * a.stride;

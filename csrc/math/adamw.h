@@ -35,9 +35,17 @@ FT_HD void adamw_step(float& p, float& m, float& v, float g, const AdamWStep& s,
   p = p * s.shrink - (m == 0.0f ? 0.0f : move);  // eps may be 0
 }
 
+constexpr float kClose =
+    0.1f;  // how much eps may vary what a step moves, from the first missed one to the last
+
+// For v from here on the leap is good enough.
+FT_HD float adamw_least_v(const AdamWLeap& l, const AdamWConstants& c) {
+  const float x = c.eps * (l.half / kClose - l.first);
+  return x > 0.0f ? x * x : 0.0f;
+}
+
 // True where the leap is good enough; p, m and v are taken over it either way.
 FT_HD bool adamw_leap(float& p, float& m, float& v, const AdamWLeap& l, const AdamWConstants& c) {
-  constexpr float kClose = 0.1f;
   const float x = sqrtf(v);
   const float x1 = x + c.eps * l.node1, x2 = x + c.eps * l.node2;
   const float move = m * (l.weight1 * x2 + l.weight2 * x1) / (x1 * x2);

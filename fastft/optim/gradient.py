@@ -22,7 +22,7 @@ class Groups(NamedTuple):
         group = torch.empty_like(self.order)
         counts = self.ends.diff(prepend=self.ends.new_zeros(1))
         group[self.order] = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        return rows[group]
+        return rows.index_select(0, group)
 
 
 def grouped(ids: Tensor) -> Groups:

@@ -12,9 +12,12 @@ The moments of each s follow from step to step; after some hundred steps q_j is 
 """
 
 import math
+import sys
 
 import torch
 from torch import Tensor
+
+from fastft.optim.replay import Mirror
 
 NEGLIGIBLE = 1e-12  # of the first term
 CLOSE = 0.1  # of c dz / 2 by 1 + c z_1: beyond, the rule is not good enough
@@ -22,7 +25,7 @@ NUMBERS = 9  # per row: P, two weights, two nodes, dz / 2, z_1, beta1^k, beta2^k
 
 
 class Leaps:
-    """Moments of q for each step s at which rows may have been left, s from 0."""
+    """Moments of q for each step s at which rows may have been left, s from 0, and what follows from them."""
 
     def __init__(self, beta1: float, beta2: float, first: int) -> None:
         """`first` steps were taken before those to come."""
@@ -33,6 +36,9 @@ class Leaps:
         self.moments = torch.zeros(64, 4, dtype=torch.float64)
         self.decay = torch.zeros(64, dtype=torch.float64)  # log of the product of weight decays up to each step
         self.count = 0
+        self._numbers = torch.zeros(64, NUMBERS, dtype=torch.float64)  # of each s; see `_refresh`
+        self._stale = 0  # the first s whose numbers are out of date
+        self._mirror = Mirror()
 
     def append(self, numbers: tuple[float, ...]) -> None:
         """The next step, by its numbers as `SparseAdamW` has them."""
@@ -40,6 +46,7 @@ class Leaps:
         if self.count + 2 > len(self.decay):
             self.moments = torch.cat([self.moments, torch.zeros_like(self.moments)])
             self.decay = torch.cat([self.decay, torch.zeros_like(self.decay)])
+            self._numbers = torch.cat([self._numbers, torch.zeros_like(self._numbers)])
         self.possible = self.possible and shrink > 0
         if not self.possible:
             return
@@ -53,16 +60,23 @@ class Leaps:
         for power in range(4):
             self.moments[part, power] += q
             q = q * z
+        self._stale = min(self._stale, self.count - n)
 
-    def rows(self, last: Tensor) -> Tensor:
-        """(K, NUMBERS) fp32 for rows left after the steps `last` (K,), counted from the first append, until now."""
-        s, at = torch.unique(last.cpu(), return_inverse=True)
-        s = s.long()
-        k = (self.count - s).double()
-        product = (self.decay[self.count] - self.decay[s]).exp()
-        mu = self.moments[s]
-        size = mu[:, 0].clamp(min=torch.finfo(torch.float64).tiny)
-        mean = mu[:, 1] / size
+    def _refresh(self) -> None:
+        """Numbers of each s, whose last `reach` alone change with a step: logs of the products P, beta1^s and beta2^s
+        up to s, weights without P(s, t), nodes, dz / 2, z_1.
+        """
+        if self._stale > self.count:
+            return
+        part = slice(self._stale, self.count + 1)
+        s = torch.arange(self._stale, self.count + 1, dtype=torch.float64)
+        mu = self.moments[part]
+        t = self.first + s
+        z_1 = torch.sqrt(1 - self.beta2 ** (t + 1)) * self.beta2**-0.5
+        reached = (self.count - s).clamp(min=1, max=self.reach)
+        z_k = torch.sqrt(1 - self.beta2 ** (t + reached)) * self.beta2 ** (-reached / 2)
+        size = mu[:, 0].clamp(min=sys.float_info.min)
+        mean = torch.where(mu[:, 0] > 0, mu[:, 1] / size, z_1)  # a node of weight 0 is no division by 0 either
         variance = (mu[:, 2] / size - mean.square()).clamp(min=0)
         third = mu[:, 3] / size - 3 * mean * mu[:, 2] / size + 2 * mean**3
         single = variance <= 1e-12 * mean.square()
@@ -70,16 +84,28 @@ class Leaps:
         root = (skew.square() + variance).sqrt()
         low, high = skew - root, skew + root  # of the nodes, from the mean
         share = torch.where(single, 0.5, high / (2 * root.where(~single, 1)))
-        weight = mu[:, 0] * product
-        t = self.first + s
-        z_1 = torch.sqrt(1 - self.beta2 ** (t + 1.0)) * self.beta2**-0.5
-        reached = k.clamp(min=1, max=self.reach)
-        z_k = torch.sqrt(1 - self.beta2 ** (t + reached)) * self.beta2 ** (-reached / 2)
+        log1, log2 = (math.log(max(beta, sys.float_info.min)) for beta in (self.beta1, self.beta2))
         numbers = [
-            product, weight * share, weight * (1 - share), mean + low, mean + high, (z_k - z_1) / 2, z_1,
-            self.beta1**k, self.beta2**k,
+            self.decay[part], s * log1, s * log2, mu[:, 0] * share, mu[:, 0] * (1 - share), mean + low, mean + high,
+            (z_k - z_1) / 2, z_1,
         ]  # fmt: skip
-        return torch.stack(numbers, 1).float()[at].to(last.device)
+        self._numbers[part] = torch.stack(numbers, 1)
+        self._mirror.changed(self._stale)
+        self._stale = self.count + 1
+
+    def rows(self, last: Tensor) -> Tensor:
+        """(K, NUMBERS) fp32 for rows left after the steps `last` (K,), counted from the first append, until now.
+
+        On a GPU without a synchronisation.
+        """
+        self._refresh()
+        numbers = self._numbers[: self.count + 1]
+        if last.device.type != "cpu":
+            numbers = self._mirror.updated(numbers, last.device)
+        left = numbers[last.long()]
+        powers = (numbers[self.count, :3] - left[:, :3]).exp()
+        product = powers[:, :1]
+        return torch.cat([product, left[:, 3:5] * product, left[:, 5:], powers[:, 1:]], 1).float()
 
 
 def leap(p: Tensor, m: Tensor, v: Tensor, rows: Tensor, eps: float) -> Tensor:

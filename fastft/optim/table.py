@@ -56,11 +56,11 @@ class Table:
         if not len(new):
             return
         start, self.used = self.used, self.used + len(new)
-        self.buffers = [grown(b, start, self.used) for b in self.buffers]
+        self.buffers = [grown(b, start, self.used, len(self.slot)) for b in self.buffers]
         for buffer, fill in zip(self.buffers, self.fills, strict=True):
             buffer[start : self.used] = fill
         if self.master is not None:
-            self.master = grown(self.master, start, self.used)
+            self.master = grown(self.master, start, self.used, len(self.slot))
             self.master[start : self.used] = self.table[new].to(self.dtype)
         self.slot[new] = torch.arange(start, self.used, dtype=torch.int32, device=ids.device)
 
@@ -133,11 +133,12 @@ class Table:
         self.start_over()
 
 
-def grown(buffer: Tensor, used: int, wanted: int) -> Tensor:
-    """Room for `wanted` rows, the first `used` kept."""
+def grown(buffer: Tensor, used: int, wanted: int, most: int) -> Tensor:
+    """Room for `wanted` rows, the first `used` kept. On the CPU for `most`: what is not touched takes no memory."""
     if wanted <= len(buffer):
         return buffer
-    larger = buffer.new_empty(max(wanted, int(GROWTH * len(buffer))), buffer.shape[1])
+    rows = most if buffer.device.type == "cpu" else min(most, max(wanted, int(GROWTH * len(buffer))))
+    larger = buffer.new_empty(rows, buffer.shape[1])
     larger[:used] = buffer[:used]
     return larger
 

@@ -1,6 +1,8 @@
 """The contract of a `row_update` kernel: reads write nothing, steps write their rows alone, as the reference does."""
 
-from types import ModuleType
+import functools
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,10 @@ from torch import Tensor
 from fastft import dispatch
 from fastft.kernels.reference import row_update as reference
 from fastft.optim.adamw import Rule
+from fastft.optim.leap import Leaps
+from fastft.optim.replay import Mirror
 from fastft.optim.table import Table
+from kernels.interpreter import interpreted
 
 ROWS, WIDTH = 50, 37
 RULE = Rule(0.9, 0.999, 1e-8, False, False)
@@ -24,13 +29,21 @@ def table(dtype: torch.dtype = torch.float32, rule: Rule = RULE, **options: Any)
     return Table(start, rule, {}, options.get("rounding", "master"), fast=options.get("fast", True))
 
 
-def usable(backend: str) -> ModuleType | None:
-    module, _ = dispatch.load("row_update", backend)
+INTERPRETED = SimpleNamespace(
+    **{
+        name: functools.partial(interpreted, "fastft.kernels.triton.row_update", name)
+        for name in ("why_not", "read_rows", "step_rows")
+    }
+)
+
+
+def usable(backend: str) -> Any:
+    module: Any = INTERPRETED if backend == "interpreted triton" else dispatch.load("row_update", backend)[0]
     with device_of(backend):
         return module if module is not None and module.why_not(table(), RULE) is None else None
 
 
-BACKENDS = [b for b in dispatch.BACKENDS if usable(b)]
+BACKENDS = [b for b in dispatch.BACKENDS if usable(b)] + ["interpreted triton"] * (find_spec("triton") is not None)
 
 
 def trained(
@@ -102,3 +115,84 @@ def test_what_the_cpu_kernel_leaves_to_the_reference() -> None:
     ):
         assert kernel.why_not(t, rule)
         assert dispatch.pick("row_update", ("cpu", "reference"), "auto", t, rule) is reference
+
+
+def test_what_the_triton_kernel_leaves_to_the_reference() -> None:
+    if "interpreted triton" not in BACKENDS:
+        pytest.skip("triton is not installed")
+    for t, rule in (
+        (table(fast=False), RULE),
+        (table(), Rule(0.9, 0.999, 1e-8, True, False)),
+        (table(), Rule(0.9, 0.999, 1e-8, False, True)),
+        (table(torch.float64), RULE),
+    ):
+        assert INTERPRETED.why_not(t, rule)
+
+
+def no_leap(backend: str) -> Any:
+    """The kernel, given no leaps."""
+    kernel = usable(backend)
+    return SimpleNamespace(
+        read_rows=lambda *args: kernel.read_rows(*args[:-1], None),
+        step_rows=lambda *args: kernel.step_rows(*args[:-1], None),
+    )
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
+def test_replaying_all_that_was_missed(backend: str) -> None:
+    with device_of(backend):
+        (got, reads), (want, expected) = (
+            trained(k, 20, torch.float32) for k in (no_leap(backend), no_leap("reference"))
+        )
+        for a, b in zip([*reads, got.table], [*expected, want.table], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_a_master(backend: str, rounding: str) -> None:
+    """A step of a hundredth of a bf16 unit moves no element, or one in a hundred by a whole unit."""
+    with device_of(backend):
+        start = torch.full((40, 1500), 1.0, dtype=torch.bfloat16)
+        t, kernel = Table(start, RULE, {}, rounding, fast=True), usable(backend)
+        if kernel.why_not(t, RULE):
+            pytest.skip(f"{backend} does not take it")
+        ids = torch.arange(0, 40, 2)
+        t.admit(ids)
+        leap = t.leap(ids)
+        lr = 2**-8 / 100  # below 1 a unit is 2^-8
+        t.advance((1.0, lr / (1 - 0.9), (1 - 0.999) ** 0.5, lr), RULE)
+        torch.manual_seed(0)
+        kernel.step_rows(t, ids, torch.ones(20, 1500, dtype=torch.bfloat16), RULE, t.steps, leap)
+        moved = t.table[ids] != 1
+        assert (t.table[ids][moved] == 1 - 2**-8).all()
+        assert (t.table[1::2] == 1).all()
+        share = moved.float().mean()
+        assert 0.008 < share < 0.012 if rounding == "stochastic" else share == 0
+
+
+def test_a_mirror_follows() -> None:
+    """What a device's copy of growing rows, some of them changed, is after each update, in the same memory mostly."""
+    rows, mirror, places = torch.rand(1000, 3), Mirror(), set()
+    for n in range(1, 1000, 7):
+        rows[max(0, n - 20) : n] += 1
+        mirror.changed(max(0, n - 20))
+        copy = mirror.updated(rows[:n], rows.device)
+        assert torch.equal(copy, rows[:n])
+        places.add(copy.data_ptr())
+    assert rows.data_ptr() not in places
+    assert len(places) < 8
+    rows[10] += 1
+    mirror.changed(500)
+    assert not torch.equal(mirror.updated(rows[:999], rows.device), rows[:999]), "all was copied again"
+
+
+def test_leaps_where_nothing_moves_divide_by_nothing() -> None:
+    """No step missed, or one with a learning rate of 0, of elements whose v has underflowed."""
+    leaps = Leaps(0.9, 0.999, 0)
+    for step in (1, 2):
+        leaps.append((1.0, 0.0, (1 - 0.999**step) ** 0.5, 0.0))
+    p, m, v = torch.ones(2, 1), torch.full((2, 1), 1e-30), torch.zeros(2, 1)
+    rest = RULE.leap(p, [m, v], leaps.rows(torch.tensor([1, 2])))
+    assert not rest.any()
+    assert (p == 1).all()

@@ -1,7 +1,10 @@
 """The contract of a `segment_sum` kernel: sums of rows by segment, in order, the same bits each time."""
 
+import functools
 from collections.abc import Iterator
-from types import ModuleType
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,17 +12,29 @@ from conftest import device_of
 from torch import Tensor
 
 from fastft import dispatch
+from kernels.interpreter import interpreted
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def usable(backend: str, dtype: torch.dtype = torch.float32) -> ModuleType | None:
-    module, _ = dispatch.load("segment_sum", backend)
+INTERPRETED = SimpleNamespace(
+    **{
+        name: functools.partial(interpreted, "fastft.kernels.triton.segment_sum", name)
+        for name in ("why_not", "segment_sum")
+    }
+)
+
+
+def usable(backend: str, dtype: torch.dtype = torch.float32) -> Any:
+    module: Any = INTERPRETED if backend == "interpreted triton" else dispatch.load("segment_sum", backend)[0]
     fits = module is not None and module.why_not(torch.empty(1, 1, dtype=dtype, device=device_of(backend))) is None
     return module if fits else None
 
 
-@pytest.fixture(params=[b for b in dispatch.BACKENDS if usable(b)])
+BACKENDS = [b for b in dispatch.BACKENDS if usable(b)] + ["interpreted triton"] * (find_spec("triton") is not None)
+
+
+@pytest.fixture(params=BACKENDS)
 def backend_name(request: pytest.FixtureRequest) -> Iterator[str]:
     with device_of(request.param):
         yield request.param
@@ -58,3 +73,14 @@ def test_strided_values(backend_name: str) -> None:
     wider[:, :12] = values
     for view in (wider[:, :12], values.t().contiguous().t()):
         assert torch.equal(kernel.segment_sum(view, order, ends), kernel.segment_sum(values, order, ends))
+
+
+@pytest.mark.parametrize("lengths", [[1, 32, 1], [31, 33, 32, 64, 1, 65], [1, 1, 300, 1], [129], [1] * 70])
+def test_segments_that_end_anywhere(lengths: list[int], backend_name: str) -> None:
+    """Around the lengths and positions at which kernels cut segments; sums of small integers are exact."""
+    kernel = usable(backend_name)
+    g = torch.Generator().manual_seed(len(lengths))
+    values = torch.randint(-9, 10, (sum(lengths), 3), generator=g, device="cpu").to(torch.get_default_device()).float()
+    order = torch.randperm(sum(lengths), generator=g, device="cpu").to(values.device)
+    got = kernel.segment_sum(values, order, torch.tensor(lengths).cumsum(0))
+    assert torch.equal(got, torch.stack([part.sum(0) for part in values[order].split(lengths)]))

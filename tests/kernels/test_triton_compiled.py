@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastft.kernels.triton import INTERPRETED, rows
+from fastft.kernels.triton import INTERPRETED, row_update, rows, segment_sum
 from fastft.kernels.triton import cross_entropy as kernels
 from fastft.kernels.triton.tuning import BLOCKS, SPLIT_BLOCK, Block, Plan
+from fastft.optim.adamw import Rule
+from fastft.optim.table import Table
 from kernels.aot import ARCHITECTURES, Compiled, launches_compiled
 from kernels.test_cross_entropy import DTYPES
 
@@ -132,3 +134,41 @@ def test_rows(architecture: int) -> None:
         say(architecture, "rows", c)
         assert c.stack == 0
     assert all(".v4.b32" in c.ptx for c in compiled[2:4]), "whole vectors where the width allows"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_segment_sum(architecture: int) -> None:
+    order, ends = torch.arange(300), torch.tensor([1, 100, 300])
+    for dtype, width in itertools.product(DTYPES, (1, 97, 96, 4096)):
+        with launches_compiled(architecture) as compiled:
+            segment_sum.segment_sum(torch.zeros(300, width, dtype=dtype), order, ends)
+        assert [c.name for c in compiled] == ["sum_kernel", "add_kernel"]
+        for c in compiled:
+            say(architecture, f"{dtype} {width}", c)
+            assert c.stack == 0
+            assert c.registers <= REGISTERS // 2, "32 warps of a processor"
+            assert (".v4.b32" in c.ptx) == (width % 16 == 0), "16 bytes at once where the width allows"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_row_update(architecture: int) -> None:
+    """Reads, steps and catching up, with and without a leap and a master; widths odd, whole vectors, several blocks."""
+    rule = Rule(0.9, 0.999, 1e-8, False, False)
+    tables = [*itertools.product(DTYPES, (97, 4096), ("master",)), (torch.bfloat16, 1, "master")]
+    for dtype, width, rounding in [*tables, (torch.bfloat16, 97, "stochastic"), (torch.bfloat16, 4096, "stochastic")]:
+        t = Table(torch.zeros(8, width, dtype=dtype), rule, {}, rounding, fast=True)
+        ids = torch.arange(3)
+        t.admit(ids)
+        leap = t.leap(ids)
+        t.advance((1.0, 0.1, 0.1, 0.1), rule)
+        with launches_compiled(architecture) as compiled:
+            for missed in (leap, None):
+                row_update.read_rows(t, ids, rule, t.steps, missed)
+                row_update.step_rows(t, ids, torch.zeros(3, width, dtype=dtype), rule, t.steps, missed)
+                row_update.step_rows(t, ids, None, rule, t.steps, missed)
+        assert [c.name for c in compiled] == ["adamw_kernel"] * 6
+        for i, c in enumerate(compiled):
+            say(architecture, f"{dtype} {width} {rounding} {i}", c)
+            assert c.stack == 0
+            assert c.registers <= REGISTERS
+            assert (".v4.b32" in c.ptx) == (width % 16 == 0), "16 bytes at once where the width allows"

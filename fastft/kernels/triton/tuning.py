@@ -35,6 +35,10 @@ RESIDENT_RATE = 0.9  # bandwidth of resident rows by that of split ones: a proce
 SECOND_LAUNCH = 64 << 10  # bytes that a processor moves in the time of one launch
 SCAN_BLOCK = 1024  # tokens per program of a compaction
 TILE = 8 << 10  # bytes of rows that a program gathers or scatters at once
+SEGMENT_CHUNK = 32  # positions summed in order before sums are summed
+IN_FLIGHT = 4  # rows of them loaded before any is added
+ROW_COLUMNS = 1024  # of a row that a program has in registers at once
+WARP_COLUMNS = 256  # of these per warp
 
 
 class Device(NamedTuple):
@@ -85,3 +89,9 @@ def row_tile(width: int, itemsize: int) -> tuple[int, int]:
     """Rows and columns, powers of two, of a tile of TILE bytes."""
     columns = min(1 << (width - 1).bit_length(), TILE // 4 // itemsize)
     return TILE // itemsize // columns, columns
+
+
+def row_block(width: int) -> tuple[int, int]:
+    """Columns, a power of two, of one row that a program has at once, and its warps."""
+    columns = min(1 << (width - 1).bit_length(), ROW_COLUMNS)
+    return columns, max(1, columns // WARP_COLUMNS)
