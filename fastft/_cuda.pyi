@@ -1,5 +1,6 @@
 architectures: str
 compact_tile: int
+segment_chunk: int
 
 def runtime_version() -> int: ...
 def why_no_device() -> str | None: ...
@@ -21,3 +22,19 @@ def gather_rows(
 ) -> None: ...
 
 scatter_rows = gather_rows
+
+def segment_sum_float32(
+    n: int, segments: int, width: int, values: int, stride: int, order: int, ends: int, partials: int, out: int,
+    stream: int,
+) -> None: ...  # fmt: skip
+
+segment_sum_bfloat16 = segment_sum_float32
+segment_sum_float16 = segment_sum_float32
+
+def adamw_rows_float32(
+    rows: int, width: int, ids: int, table: int, stride: int, last: int, slot: int, m: int, v: int, master: int,
+    steps: int, until: int, leap: int, grad: int, out: int, beta1: float, beta2: float, eps: float, stream: int,
+) -> None: ...  # fmt: skip
+
+adamw_rows_bfloat16 = adamw_rows_float32
+adamw_rows_float16 = adamw_rows_float32

@@ -2,7 +2,9 @@
 
 #include "../cuda/cross_entropy.h"
 #include "../cuda/launch.h"
+#include "../cuda/row_update.h"
 #include "../cuda/rows.h"
+#include "../cuda/segment_sum.h"
 #include "../math/half.h"
 
 namespace py = pybind11;
@@ -50,6 +52,46 @@ void compact_positions(int64_t n, uintptr_t target, int64_t ignore_index, uintpt
   check("compact", compact(a, pointer<void>(stream)));
 }
 
+template <class T>
+void segment_sum_of(int64_t n, int64_t segments, int64_t width, uintptr_t values, int64_t stride,
+                    uintptr_t order, uintptr_t ends, uintptr_t partials, uintptr_t out, uintptr_t stream) {
+  const SegmentSum a{n,
+                     segments,
+                     width,
+                     pointer<void>(values),
+                     stride,
+                     pointer<int64_t>(order),
+                     pointer<int64_t>(ends),
+                     pointer<float>(partials),
+                     pointer<float>(out)};
+  check("segment_sum", segment_sum<T>(a, pointer<void>(stream)));
+}
+
+template <class T>
+void adamw_rows_of(int64_t rows, int64_t width, uintptr_t ids, uintptr_t table, int64_t stride,
+                   uintptr_t last, uintptr_t slot, uintptr_t m, uintptr_t v, uintptr_t master,
+                   uintptr_t steps, int64_t until, uintptr_t leap, uintptr_t grad, uintptr_t out,
+                   double beta1, double beta2, double eps, uintptr_t stream) {
+  const AdamWRows a{rows,
+                    width,
+                    pointer<int64_t>(ids),
+                    pointer<void>(table),
+                    stride,
+                    pointer<int32_t>(last),
+                    pointer<int32_t>(slot),
+                    pointer<float>(m),
+                    pointer<float>(v),
+                    pointer<float>(master),
+                    pointer<fastft::math::AdamWStep>(steps),
+                    until,
+                    pointer<fastft::math::AdamWLeap>(leap),
+                    pointer<void>(grad),
+                    pointer<void>(out),
+                    {static_cast<float>(1 - beta1), static_cast<float>(beta2), static_cast<float>(1 - beta2),
+                     static_cast<float>(eps)}};
+  check("adamw_rows", adamw_rows<T>(a, pointer<void>(stream)));
+}
+
 }  // namespace
 
 // Raw pointers as integers and, last, the stream: fastft/kernels/cuda checks every tensor, this module
@@ -57,6 +99,7 @@ void compact_positions(int64_t n, uintptr_t target, int64_t ignore_index, uintpt
 PYBIND11_MODULE(_cuda, m) {
   m.attr("architectures") = FASTFT_CUDA_ARCHITECTURES;
   m.attr("compact_tile") = kCompactTile;
+  m.attr("segment_chunk") = kSegmentChunk;
   m.def("runtime_version", &runtime_version);
   m.def("why_no_device", &why_no_device);
   m.def("device_limits", [](int device) {
@@ -70,4 +113,10 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("compact", &compact_positions);
   m.def("gather_rows", &move_rows<gather_rows>);
   m.def("scatter_rows", &move_rows<scatter_rows>);
+  m.def("segment_sum_float32", &segment_sum_of<float>);
+  m.def("segment_sum_bfloat16", &segment_sum_of<fastft::math::bf16>);
+  m.def("segment_sum_float16", &segment_sum_of<fastft::math::fp16>);
+  m.def("adamw_rows_float32", &adamw_rows_of<float>);
+  m.def("adamw_rows_bfloat16", &adamw_rows_of<fastft::math::bf16>);
+  m.def("adamw_rows_float16", &adamw_rows_of<fastft::math::fp16>);
 }

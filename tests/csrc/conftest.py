@@ -1,16 +1,18 @@
-"""Compiles math.cpp with the system's compiler, as csrc/cpu is compiled, and calls it on tensors."""
+"""math.cpp compiled as csrc/cpu is, to call it on tensors; csrc/cuda compiled for the CPU, over its shim."""
 
 import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from csrc.shimmed import Shimmed, build, shimmed
 
 SOURCES = Path(__file__).parents[2] / "csrc"
 FLAGS = (
@@ -65,3 +67,21 @@ def math(request: pytest.FixtureRequest, compiler: str, tmp_path_factory: pytest
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Library(path)
+
+
+@pytest.fixture(scope="session")
+def shim_library(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(compiler, tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(scope="module")
+def shimmed_package(shim_library: Path) -> Iterator[Shimmed]:
+    with shimmed(shim_library) as found:
+        yield found
+
+
+@pytest.fixture
+def shim(shimmed_package: Shimmed, capfd: pytest.CaptureFixture[str]) -> Iterator[Shimmed]:
+    """`fastft.kernels.cuda` on the CPU."""
+    yield shimmed_package
+    assert "runtime error" not in capfd.readouterr().err, "undefined behaviour"

@@ -28,6 +28,7 @@ FLAGS = (
     "-fsanitize=undefined", "-U_FORTIFY_SOURCE",
 )  # fmt: skip
 PACKAGE = "fastft.kernels.cuda"
+OPS = (".cross_entropy", ".rows", ".segment_sum", ".row_update")
 SCHEDULES = range(4)  # bit 0: threads in descending order, bit 1: background copies as late as they may
 
 
@@ -59,11 +60,11 @@ class Shimmed:
     def __init__(self, native: ModuleType) -> None:
         self.native = native
         self.schedule = 0
-        self.cuda, self.tuning, self.cross_entropy, self.rows = (
-            importlib.import_module(PACKAGE + name) for name in ("", ".tuning", ".cross_entropy", ".rows")
-        )
+        self.cuda, self.tuning = (importlib.import_module(PACKAGE + name) for name in ("", ".tuning"))
+        ops = [importlib.import_module(PACKAGE + name) for name in OPS]
+        self.cross_entropy, self.rows, self.segment_sum, self.row_update = ops
         limits = self.cuda.limits
-        for module in (self.cross_entropy, self.rows):
+        for module in ops:
             module.launching_on = self.launching_on  # type: ignore[attr-defined]
         self.cross_entropy.limits = lambda index: limits(0)  # type: ignore[attr-defined]
 
@@ -82,7 +83,7 @@ def shimmed(library: Path) -> Iterator[Shimmed]:
     spec.loader.exec_module(native)
     with pytest.MonkeyPatch.context() as patch:
         placeholder: Any = None
-        for name in ("", ".tuning", ".cross_entropy", ".rows"):
+        for name in ("", ".tuning", *OPS):
             patch.setitem(sys.modules, PACKAGE + name, placeholder)  # to be undone
             del sys.modules[PACKAGE + name]
         patch.setitem(sys.modules, "fastft._cuda", native)

@@ -15,7 +15,10 @@ from fastft import dispatch
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = re.findall(r"(?<=[\";])(\d+)(?=[-;\"])", (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))
-KERNELS = {"cross_entropy_kernel": 12, "count_kernel": 1, "select_kernel": 1, "gather_kernel": 4, "scatter_kernel": 4}
+KERNELS = {
+    "cross_entropy_kernel": 12, "count_kernel": 1, "select_kernel": 1, "gather_kernel": 4, "scatter_kernel": 4,
+    "chunk_sum_kernel": 6, "partial_sum_kernel": 2, "adamw_rows_kernel": 6,
+}  # fmt: skip
 REGISTERS = 64 * 1024  # of a multiprocessor
 THREADS = {"cross_entropy_kernel": 1024}  # that tuning.py wants on one; the others are small
 
@@ -85,6 +88,21 @@ def test_memory_moves_16_bytes_at_a_time(nvcc: str, tmp_path: Path) -> None:
         ):  # fmt: skip
             assert re.search(wanted, text), wanted
         assert not re.search(r"(ld|st)\.local", text)
+
+
+@pytest.mark.parametrize(("stem", "narrow_loads"), [("segment_sum", 0), ("row_update", 2 * 9)])
+def test_aligned_rows_move_16_bytes_at_a_time(stem: str, narrow_loads: int, nvcc: str, tmp_path: Path) -> None:
+    """Of floats only the 9 numbers of a leap, in two places, are loaded one by one, and none is stored so."""
+    path = tmp_path / f"{stem}.ptx"
+    compiled(nvcc, ROOT / "csrc" / "cuda" / f"{stem}.cu", "-arch=sm_90", "-ptx", "-o", str(path))
+    kernels = path.read_text(encoding="utf-8").split(".entry")[1:]
+    aligned = [text for text in kernels if not re.search(r"_kernelI.*?Li1E", text.partition("(")[0])]
+    assert len(aligned) == len(kernels) // 2
+    for text in aligned:
+        assert len(re.findall(r"ld\.global\.(?:f32|u16|b16)", text)) <= narrow_loads
+        assert not re.search(r"st\.global\.(f32|u16|b16)|(ld|st)\.local", text)
+        assert re.search(r"ld\.global\.v4", text)
+        assert re.search(r"st\.global\.v4", text)
 
 
 @pytest.fixture
