@@ -4,7 +4,7 @@ N positions, D width, V rows, U rows touched by a batch (mean); table (V, D), id
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
@@ -121,9 +121,6 @@ class Table(Case):
 
     def __str__(self) -> str:
         return self.place
-
-    def reduced(self) -> "Table":
-        return replace(self, N=min(self.N, 256), V=min(self.V, 2048))
 
     def inputs(self, upcast: torch.dtype | None = None, seed: int = 0) -> TableInputs:
         """A table as models initialise it, gradients of unit variance; always the same for a case."""

@@ -38,7 +38,8 @@ class ChosenRows:
                 module.register_forward_hook(after, with_kwargs=True),
                 module.register_state_dict_pre_hook(self.before_saving),  # type: ignore[no-untyped-call]
             ]
-        self.hooks.append(first.register_state_dict_post_hook(functools.partial(self.after_saving)))
+        after_saving = functools.partial(self.after_saving)  # torch sets an attribute, which a method has no room for
+        self.hooks.append(first.register_state_dict_post_hook(after_saving))
         self.hooks.append(first.register_load_state_dict_pre_hook(self.before_loading))
         weight.requires_grad_(False)
         first.register_parameter(ROWS, self.rows)

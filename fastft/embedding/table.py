@@ -64,6 +64,14 @@ class SparseEmbedding(nn.Embedding):
         rows: Tensor = Lookup.apply(self.weight, input.reshape(-1).long(), self.padding_idx)  # type: ignore[no-untyped-call]
         return rows.view(*input.shape, self.embedding_dim)
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        weight, optimizer = self.weight, getattr(self.weight, "row_optimizer", None)
+        if optimizer is not None:
+            optimizer.flush()  # else rows would go on from what is loaded, by steps before it
+        super()._load_from_state_dict(*args)
+        if optimizer is not None:
+            optimizer.written(weight)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if hasattr(self.weight, "row_optimizer"):
             self.weight.row_optimizer.flush()
@@ -78,20 +86,23 @@ class Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
-        groups = grouped(ids)
-        ctx.save_for_backward(ids, *groups)
         ctx.size, ctx.dtype, ctx.padding_idx = weight.shape, weight.dtype, padding_idx
         optimizer = getattr(weight, "row_optimizer", None)
-        return weight[ids] if optimizer is None else groups.spread(optimizer.current_rows(weight, groups.touched))
+        if optimizer is None:
+            ctx.save_for_backward(ids)
+            return weight[ids]
+        groups = grouped(ids)
+        ctx.save_for_backward(*groups)
+        return groups.spread(optimizer.current_rows(weight, groups.touched))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        ids, *groups = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        groups = grouped(*saved) if len(saved) == 1 else Groups(*saved)
         if ctx.padding_idx is not None:
-            kept = ids != ctx.padding_idx
-            groups, grad = grouped(ids[kept]), grad[kept]
-        return row_gradient(Groups(*groups), grad, ctx.size, ctx.dtype), None, None
+            groups = groups.without(ctx.padding_idx)
+        return row_gradient(groups, grad, ctx.size, ctx.dtype), None, None
 
 
 def sum_rows(weight: Tensor) -> None:

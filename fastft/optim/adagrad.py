@@ -58,7 +58,8 @@ class SparseAdagrad(RowOptimizer):
         rowwise: one sum per row, of mean(g^2): D times less state.
 
     Raises:
-        ValueError: an option's value; a dense gradient; eps changed while rows lag behind.
+        ValueError: an option's value; a dense gradient; eps changed while rows lag behind; rowwise or
+            initial_accumulator_value changed.
     """
 
     names = ("sum",)

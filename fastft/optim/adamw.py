@@ -67,8 +67,8 @@ class SparseAdamW(RowOptimizer):
     per element, fp32) exists for rows ever touched.
 
     Args:
-        params: tables (V, D), or param groups of them. Any torch learning-rate scheduler works: lr and weight_decay may
-            change at each step; betas and eps only after `flush()`.
+        params: tables (V, D), or param groups of them. lr and weight_decay may change at each step; betas and eps only
+            after `flush()` (so OneCycleLR and CyclicLR with cycle_momentum=False); amsgrad and rowwise not at all.
         lr, betas, eps, weight_decay, amsgrad: as in `torch.optim.AdamW`.
         rowwise: one second moment per row, beta2 v + (1 - beta2) mean(g^2): half the state.
         semantics: "dense", or "lazy" where a row takes only the steps that touch it, as `torch.optim.SparseAdam`, which
@@ -81,7 +81,7 @@ class SparseAdamW(RowOptimizer):
 
     Raises:
         ValueError: an option's value; a dense gradient (a table with another reader); betas or eps changed while rows
-            lag behind.
+            lag behind; amsgrad or rowwise changed.
 
     Rows are caught up with in the copy that `SparseEmbedding.forward` reads; whatever else reads the table needs
     `flush()` first. The idea of catching up late is old (Caffe2's SmartDecaySparseAdam, HugeCTR); that the result is

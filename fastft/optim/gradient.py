@@ -7,8 +7,6 @@ from torch import Tensor
 
 from fastft import dispatch
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")  # best first
-
 
 class Groups(NamedTuple):
     """Positions (N,) by the row they read: touched[u] at order[ends[u - 1] : ends[u]]."""
@@ -24,6 +22,10 @@ class Groups(NamedTuple):
         group[self.order] = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         return rows.index_select(0, group)
 
+    def without(self, row: int) -> "Groups":
+        kept, counts = self.touched != row, self.ends.diff(prepend=self.ends.new_zeros(1))
+        return Groups(self.touched[kept], self.order[kept.repeat_interleave(counts)], counts[kept].cumsum(0))
+
 
 def grouped(ids: Tensor) -> Groups:
     ids, order = ids.sort(stable=True)
@@ -36,7 +38,7 @@ def row_gradient(groups: Groups, grad: Tensor, size: torch.Size, dtype: torch.dt
 
     Coalesced: each touched row once, its values summed in fp32 (fp64 for fp64), in order of position.
     """
-    kernel = dispatch.pick("segment_sum", BACKENDS, "auto", grad)
+    kernel = dispatch.pick("segment_sum", dispatch.BACKENDS, "auto", grad)
     values = kernel.segment_sum(grad, groups.order, groups.ends).to(dtype)
     return torch.sparse_coo_tensor(groups.touched[None], values, size, is_coalesced=True, check_invariants=False)
 

@@ -14,10 +14,10 @@ from fastft.optim.gradient import coalesced
 def average_row_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
     """Replace each sparse `.grad` by its mean over the processes of `group`; dense ones are DDP's own.
 
-    Two collectives per table: the touched rows of all processes, then the sum of the gradients of their union, dense
-    and compact. Every process ends with the same bits, so that replicas stay equal. A process without a gradient for
-    a table (no token read it) takes part with none. Call it after backward, before clipping and the step, on every
-    process; `DistributedDataParallel` is to be told to leave the tables alone (`leave_to_rows`).
+    Three collectives per table: how many rows each process touched, which, and the sum of the gradients of their
+    union, dense and compact. Every process ends with the same bits, so that replicas stay equal. A process without a
+    gradient for a table (no token read it) takes part with none. Call it after backward, before clipping and the step,
+    on every process; `DistributedDataParallel` is to be told to leave the tables alone (`leave_to_rows`).
     """
     world = dist.get_world_size(group)
     for p in parameters:
@@ -50,7 +50,7 @@ def union_of(ids: Tensor, world: int, group: Any) -> Tensor:
 
 
 def leave_to_rows(model: torch.nn.Module) -> None:
-    """Make a DistributedDataParallel built around `model` afterwards leave its SparseEmbedding tables alone."""
+    """Make a DistributedDataParallel built around `model` afterwards leave alone tables with sparse gradients."""
     names = [
         f"{prefix}{'.' if prefix else ''}weight"
         for prefix, module in model.named_modules()

@@ -10,7 +10,6 @@ from fastft import dispatch
 from fastft.optim.gradient import coalesced
 from fastft.optim.table import Table
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")  # best first
 FLUSHED = 1 << 24  # numbers of a table that a flush catches up with at once
 
 
@@ -80,17 +79,22 @@ class RowOptimizer(torch.optim.Optimizer):
         self._kernel(t, rule).step_rows(t, ids, grad._values(), rule, t.steps, leap)
 
     def _table(self, p: Tensor, group: dict[str, Any]) -> Table:
-        constants = {name: group[name] for name in self.constants}
+        """What is held of `p`, for a step under the options of `group`."""
+        constants, rule = {name: group[name] for name in self.constants}, self.rule(group)
         if p not in self.tables:
-            rule = self.rule(group)
+            before = getattr(p, "row_optimizer", self)
+            if before is not self:
+                before.flush()
             self.tables[p] = Table(p.detach(), rule, constants, self.rounding, fast=self.engine == "fast")
             p.row_optimizer = self  # type: ignore[attr-defined]
         t = self.tables[p]
         for name, value in constants.items():
-            if value != t.constants[name] and len(t.steps):
-                raise ValueError(
-                    f"{name} changed from {t.constants[name]} to {value} while rows lag behind: flush() first"
-                )
+            if value != t.constants[name]:
+                changed = f"{name} changed from {t.constants[name]} to {value}"
+                if rule.buffers(p) != t.layout:
+                    raise ValueError(f"{changed}, and with it what is kept of a row: make a new optimizer")
+                if len(t.steps):
+                    raise ValueError(f"{changed} while rows lag behind: flush() first")
         t.constants = constants
         return t
 
@@ -99,16 +103,13 @@ class RowOptimizer(torch.optim.Optimizer):
         return self.semantics == "dense" and bool(rule.moves_idle_rows(t.steps))
 
     def _kernel(self, t: Table, rule: Any) -> Any:
-        return dispatch.pick("row_update", BACKENDS, self.backend, t, rule)
-
-    def group_of(self, p: Tensor) -> dict[str, Any]:
-        return next(group for group in self.param_groups if any(q is p for q in group["params"]))
+        return dispatch.pick("row_update", dispatch.BACKENDS, self.backend, t, rule)
 
     @torch.no_grad()
     def current_rows(self, p: Tensor, ids: Tensor) -> Tensor:
         """(K, D): what the rows `ids` (K,) of a table are now; nothing is written."""
-        t, rule = self.tables.get(p), self.rule(self.group_of(p))
-        if t is None or not len(t.steps) or not self._lags(t, rule):
+        t = self.tables.get(p)
+        if t is None or not len(t.steps) or not self._lags(t, rule := self.rule(t.constants)):
             return p.detach()[ids]
         rows: Tensor = self._kernel(t, rule).read_rows(t, ids, rule, t.steps, t.leap(ids))
         return rows
@@ -117,11 +118,11 @@ class RowOptimizer(torch.optim.Optimizer):
     def flush(self) -> None:
         """Catch up with every row, in place: afterwards the tables are what dense training would have left.
 
-        One pass over each table. `state_dict`, of this optimizer and of a `SparseEmbedding`, does it; so must whoever
-        else reads a table other than by a `SparseEmbedding`'s forward (a norm, a copy).
+        One pass over each table. `state_dict` and `load_state_dict`, of this optimizer and of a `SparseEmbedding`, do
+        it; so must whoever else reads a table other than by a `SparseEmbedding`'s forward (a norm, a copy).
         """
         for p, t in self.tables.items():
-            rule = self.rule(self.group_of(p))
+            rule = self.rule(t.constants)
             if len(t.steps) and self._lags(t, rule):
                 if rule.idle_rows_gain_state(t.steps):
                     t.admit(torch.arange(len(p), device=p.device))
@@ -147,14 +148,24 @@ class RowOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up `state_dict()`, `dense_state_dict()`, or the state of torch's own optimizer.
 
-        Raises ValueError where the state is that of another table.
+        Raises ValueError where the state is that of another table; this optimizer's is then as it was.
         """
+        self.flush()
+        before = self.param_groups, self.tables
         super().load_state_dict({**state_dict, "state": {}})
-        self.tables.clear()
-        params = [p for group in self.param_groups for p in group["params"]]
-        for i, saved in state_dict["state"].items():
-            p = params[int(i)]
-            self._table(p, self.group_of(p)).load(saved, self.names)
+        self.tables = {}
+        owned = [(p, group) for group in self.param_groups for p in group["params"]]
+        try:
+            for i, saved in state_dict["state"].items():
+                self._table(*owned[int(i)]).load(saved, self.names)
+        except Exception:
+            self.param_groups, self.tables = before
+            raise
+
+    def written(self, p: Tensor) -> None:
+        """Go on from what something else, after a `flush()`, wrote into the table `p`."""
+        if p in self.tables:
+            self.tables[p].follow_table()
 
 
 def non_negative(**numbers: float) -> None:

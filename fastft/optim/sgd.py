@@ -59,7 +59,7 @@ class SparseSGD(RowOptimizer):
     Args:
         params, semantics, rounding, backend: as in `SparseAdamW`.
         lr, momentum, dampening, weight_decay, nesterov: as in `torch.optim.SGD`; lr and weight_decay may change at each
-            step, the others after `flush()`.
+            step, the others after `flush()`; momentum neither from nor to 0.
 
     Raises:
         ValueError: an option's value; a dense gradient; momentum changed while rows lag behind.

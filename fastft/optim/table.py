@@ -9,6 +9,7 @@ from torch import Tensor
 from fastft.optim.replay import Steps
 
 GROWTH = 1.5  # of the room for state, so that admitting rows costs little in the long run
+FUSED = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of tables that kernels step
 
 
 class Table:
@@ -17,31 +18,33 @@ class Table:
 
     `buffers` are (S, width), width D or 1, of which `used` slots are taken; `fills` is what a row has in them before
     its first gradient. With `master`, (S, D) in fp32, a touched row of the table is its rounding. `offset` steps were
-    taken by all rows before the first of `steps`.
+    taken by all rows before the first of `steps`; all of `steps` are steps of the rule that `constants` make.
     """
 
     def __init__(self, table: Tensor, rule: Any, constants: dict[str, Any], rounding: str, *, fast: bool) -> None:
-        self.table, self.rule, self.constants, self.rounding, self.fast = table, rule, constants, rounding, fast
+        self.table, self.constants, self.rounding, self.fast = table, constants, rounding, fast
         self.dtype = torch.promote_types(table.dtype, torch.float32)
         self.last = torch.zeros(len(table), dtype=torch.int32, device=table.device)
         self.slot = torch.full((len(table),), -1, dtype=torch.int32, device=table.device)
-        widths, self.fills = rule.buffers(table)
+        self.layout = widths, self.fills = rule.buffers(table)
         self.buffers = [table.new_empty(0, width, dtype=self.dtype) for width in widths]
         keeps = rounding == "master" and table.dtype != self.dtype
         self.master = table.new_empty(0, table.shape[1], dtype=self.dtype) if keeps else None
         self.used = self.offset = 0
-        self.steps = Steps(rule.width)
+        self.numbers = rule.width
+        self.steps = Steps(self.numbers)
         self.start_over()
 
     def start_over(self) -> None:
         """All rows have taken all steps."""
         self.offset += len(self.steps)
-        self.steps = Steps(self.rule.width)
-        self.leaps = self.rule.leaps(self.offset) if self.fast else None
+        self.steps = Steps(self.numbers)
+        self.leaps = None
         self.last.zero_()
 
     def advance(self, numbers: tuple[float, ...], rule: Any) -> None:
-        self.rule = rule
+        if self.fast and not len(self.steps):
+            self.leaps = rule.leaps(self.offset)
         self.steps.append(numbers)
         if self.leaps is not None:
             self.leaps.append(numbers)
@@ -49,6 +52,23 @@ class Table:
     def leap(self, ids: Tensor) -> Tensor | None:
         """The rule's short way from where each row is to the last step so far, if it has one."""
         return None if self.leaps is None or not self.leaps.possible else self.leaps.rows(self.last[ids])
+
+    def why_not_fused(self, rule: Any) -> str | None:
+        """Why steps are left to torch's operations, on any device, or None."""
+        if rule.name != "adamw" or rule.amsgrad or rule.rowwise:
+            return "only AdamW has kernels, without amsgrad and rowwise"
+        if not self.fast:
+            return "torch's bits come from torch's own operations"  # its square root is MKL's, for instance
+        if self.table.dtype not in FUSED:
+            return f"dtype is {self.table.dtype}"
+        strides = self.table.stride()
+        return None if strides[1] == 1 else f"the table has strides {strides}; expected 1 in the last dimension"
+
+    def follow_table(self) -> None:
+        """Elements of the table that are no longer their master's rounding were written by another: masters follow."""
+        if self.master is not None:
+            rows, master = self.table[self.owners()], self.master[: self.used]
+            master.copy_(torch.where(master.to(rows.dtype) == rows, master, rows.to(master.dtype)))
 
     def admit(self, ids: Tensor) -> None:
         """Give slots to those of `ids`, each once, that have none."""
@@ -116,13 +136,16 @@ class Table:
         held = {name: saved[name] for name in names[: len(self.buffers)] if name in saved}
         if len(held) < len(self.buffers):
             raise ValueError(f"the state has {sorted(saved)}; expected {', '.join(names[: len(self.buffers)])} too")
-        size = tuple(saved.get("size", (len(held[names[0]]), self.table.shape[1])))
-        if size != tuple(self.table.shape):
-            raise ValueError(f"the state is that of a table {size}; this one is {tuple(self.table.shape)}")
+        shape = tuple(self.table.shape)
+        size = tuple(saved.get("size", next(((len(values), shape[1]) for values in held.values()), shape)))
+        if size != shape:
+            raise ValueError(f"the state is that of a table {size}; this one is {shape}")
         rows = saved.get("rows")
         if rows is None:  # those that ever had a gradient
-            unlike = [held[n] != fill for n, fill in zip(held, self.fills, strict=True)]
-            rows = torch.cat(unlike, 1).any(1).nonzero()[:, 0]
+            moved = torch.zeros(shape[0], dtype=torch.bool)
+            for values, fill in zip(held.values(), self.fills, strict=True):
+                moved |= (values != fill).any(1).cpu()
+            rows = moved.nonzero()[:, 0]
             held = {name: values[rows.to(values.device)] for name, values in held.items()}
         self.admit(rows.to(self.slot.device))
         for buffer, values in zip(self.buffers, held.values(), strict=True):
@@ -137,10 +160,20 @@ def grown(buffer: Tensor, used: int, wanted: int, most: int) -> Tensor:
     """Room for `wanted` rows, the first `used` kept. On the CPU for `most`: what is not touched takes no memory."""
     if wanted <= len(buffer):
         return buffer
-    rows = most if buffer.device.type == "cpu" else min(most, max(wanted, int(GROWTH * len(buffer))))
-    larger = buffer.new_empty(rows, buffer.shape[1])
+    larger = room_for_all(buffer, most)
+    if larger is None:
+        larger = buffer.new_empty(min(most, max(wanted, int(GROWTH * len(buffer)))), buffer.shape[1])
     larger[:used] = buffer[:used]
     return larger
+
+
+def room_for_all(buffer: Tensor, rows: int) -> Tensor | None:
+    if buffer.device.type != "cpu":
+        return None
+    try:
+        return buffer.new_empty(rows, buffer.shape[1])
+    except RuntimeError:  # more than the system promises
+        return None
 
 
 def rounded(p: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastft.embedding import SparseEmbedding
 from fastft.optim import SparseAdamW
+from fastft.optim.gradient import grouped
 
 
 def pair(dtype: torch.dtype = torch.float32, padding_idx: int | None = None) -> tuple[SparseEmbedding, nn.Embedding]:
@@ -35,6 +36,22 @@ def test_values_and_gradient(shape: tuple[int, ...], dtype: torch.dtype, padding
     assert grad.is_coalesced()
     assert grad._nnz() == len({i for i in ids.flatten().tolist() if i != ours.padding_idx})
     assert torch.equal(grad.to_dense(), plain.weight.grad)
+
+
+def test_positions_are_grouped_once_and_only_where_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("fastft.embedding.table.grouped", lambda ids: calls.append(len(ids)) or grouped(ids))
+    ours, _ = pair(padding_idx=3)
+    ids = torch.tensor([1, 3, 3])
+    with torch.no_grad():
+        ours(ids)
+    assert not calls
+    for _ in range(2):
+        ours(ids).sum().backward()
+        assert calls == [3]
+        calls.clear()
+        optimizer = SparseAdamW(ours.parameters())
+        optimizer.step()
 
 
 def test_backward_passes_add_up_by_rows() -> None:

@@ -83,9 +83,8 @@ class Problem:
                 no_worse(f"{name}, rows from {start}", g, t, f, torch.float32, scale=size if name != "correct" else 0.0)
             if grad is not None:
                 size = 4.0 if self.z.shape[1] == 1 else 0.0
-                no_worse(
-                    f"gradient, rows from {start}", grad[part], torch_grad, true_grad, grad.dtype, scale=size,
-                )  # fmt: skip
+                what = f"gradient, rows from {start}"
+                no_worse(what, grad[part], torch_grad, true_grad, grad.dtype, scale=size)
 
 
 def nan_like(p: Problem) -> Tensor:

@@ -98,9 +98,10 @@ def test_small_row_updates(backend: str, width: int, dtype: torch.dtype) -> None
     assert torch.equal(got.t.last, want.t.last)
 
 
-def test_row_updates_wait_for_nothing() -> None:
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_row_updates_wait_for_nothing(backend: str) -> None:
     """Reads and steps of admitted rows, the way of new steps' numbers to the device included."""
-    u = Updated(update_module("triton"), torch.bfloat16, 1024)
+    u = Updated(update_module(backend), torch.bfloat16, 1024)
     ids, grad = u.rows(), torch.ones(700, 1024, dtype=torch.bfloat16, device="cuda")
     u.t.admit(ids)
     u.read(ids)

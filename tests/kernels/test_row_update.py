@@ -82,9 +82,8 @@ def test_like_the_reference(backend: str, eps: float, fast: bool, dtype: torch.d
         if kernel is None or kernel.why_not(table(dtype, fast=fast), RULE):
             pytest.skip(f"{backend} does not take it")
         (got, reads), (want, expected) = (trained(k, 40, dtype, eps, fast=fast) for k in (kernel, reference))
-        tolerance = (
-            {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": torch.finfo(dtype).eps, "atol": 1e-5}
-        )
+        half = {"rtol": torch.finfo(dtype).eps, "atol": 1e-5}
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else half
         for a, b in zip(reads, expected, strict=True):
             torch.testing.assert_close(a, b, **tolerance)
         torch.testing.assert_close(got.table, want.table, **tolerance)

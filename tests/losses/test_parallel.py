@@ -18,9 +18,8 @@ from losses.cases import DTYPES, HEAD_OPTIONS, MEAN_OPTIONS, OPTIONS, REDUCTIONS
 from losses.test_linear_cross_entropy import HEAD_ROUNDINGS, OUTPUTS
 
 CLASSES = 40
-ROUNDINGS = {dtype: 2 * HEAD_ROUNDINGS[dtype] for dtype in DTYPES} | {
-    torch.float64: 50
-}  # there the truth is rounded too
+ROUNDINGS = {dtype: 2 * HEAD_ROUNDINGS[dtype] for dtype in DTYPES}
+ROUNDINGS[torch.float64] = 50  # there the truth is rounded too
 ALL_OPTIONS = OPTIONS | HEAD_OPTIONS | MEAN_OPTIONS
 
 

@@ -57,3 +57,22 @@ class Twins:
         self.optimizer.step()
         self.torchs.step()
         self.optimizer.zero_grad()
+
+    def same_bits(self) -> None:
+        """Table and state after a flush."""
+        self.optimizer.flush()
+        assert torch.equal(self.weight, self.dense)
+        state, held = self.torchs.state[self.dense], self.optimizer.dense_state_dict()["state"][0]
+        assert held["step"] == state.get("step", held["step"])  # torch's SGD counts none
+        for name in self.optimizer.names:
+            assert (name in held) == (state.get(name) is not None)
+            if name in held:
+                assert torch.equal(held[name], state[name])
+
+    def run_bitwise(self, steps: int = 60, peak: float = 1e-2, size: float = 1e-2) -> None:
+        """The same bits at every read, and at the end."""
+        for i, ids in enumerate(zipf(steps)):
+            assert torch.equal(*self.read(ids))
+            self.backward(ids, size)
+            self.step(cosine(i, steps, peak))
+        self.same_bits()

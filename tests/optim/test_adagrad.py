@@ -7,7 +7,7 @@ import torch
 
 from fastft.embedding import SparseEmbedding
 from fastft.optim import SparseAdagrad
-from optim.runs import ROWS, WIDTH, Twins, cosine, zipf
+from optim.runs import ROWS, WIDTH, Twins
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -19,14 +19,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_bitwise(options: dict[str, Any]) -> None:
-    t = Twins(SparseAdagrad, torch.optim.Adagrad, lr=0.1, **options)
-    for i, ids in enumerate(zipf(60)):
-        assert torch.equal(*t.read(ids))
-        t.backward(ids)
-        t.step(cosine(i, 60, peak=0.1))
-    t.optimizer.flush()
-    assert torch.equal(t.weight, t.dense)
-    assert torch.equal(t.optimizer.dense_state_dict()["state"][0]["sum"], t.torchs.state[t.dense]["sum"])
+    Twins(SparseAdagrad, torch.optim.Adagrad, lr=0.1, **options).run_bitwise(peak=0.1)
 
 
 def test_rowwise() -> None:

@@ -17,19 +17,10 @@ KERNELS = {
 def why_not(t: Any, rule: Any) -> str | None:
     if t.table.device.type != "cpu":
         return f"device is {t.table.device}"
-    if t.table.dtype not in KERNELS:
-        return f"dtype is {t.table.dtype}"
-    if rule.name != "adamw" or rule.amsgrad or rule.rowwise:
-        return "only AdamW is in C++, without amsgrad and rowwise"
-    if not t.fast:
-        return "torch's bits come from torch's own operations (its square root is MKL's)"
     if t.rounding == "stochastic" and t.table.dtype != torch.float32:
         return "stochastic rounding is not in C++"
-    return (
-        None
-        if t.table.stride(1) == 1
-        else f"the table has strides {t.table.stride()}; expected 1 in the last dimension"
-    )
+    why: str | None = t.why_not_fused(rule)
+    return why
 
 
 def read_rows(t: Any, ids: Tensor, rule: Any, steps: Any, leap: Tensor | None) -> Tensor:

@@ -16,17 +16,9 @@ KERNELS = {
 
 
 def why_not(t: Any, rule: Any) -> str | None:
-    if t.table.dtype not in KERNELS:
-        return f"dtype is {t.table.dtype}"
-    if rule.name != "adamw" or rule.amsgrad or rule.rowwise:
-        return "only AdamW is in CUDA C++, without amsgrad and rowwise"
-    if not t.fast:
-        return "torch's bits come from torch's own operations"
     if t.rounding == "stochastic" and t.table.dtype != torch.float32:
         return "stochastic rounding is not in CUDA C++"
-    if t.table.stride(1) != 1:
-        return f"the table has strides {t.table.stride()}; expected 1 in the last dimension"
-    return refusal(t.table)
+    return t.why_not_fused(rule) or refusal(t.table)
 
 
 def read_rows(t: Any, ids: Tensor, rule: Any, steps: Any, leap: Tensor | None) -> Tensor:

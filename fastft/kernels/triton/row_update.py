@@ -15,7 +15,6 @@ from torch import Tensor
 from fastft.kernels.triton import on_device, refusal
 from fastft.kernels.triton.tuning import row_block
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CLOSE = tl.constexpr(0.1)  # as in fastft/optim/leap.py
 LARGEST = tl.constexpr(3.4028234663852886e38)
 VARYING = ["until", "seed"]  # from step to step: they do not recompile
@@ -104,16 +103,7 @@ def adamw_kernel(
 
 
 def why_not(t: Any, rule: Any) -> str | None:
-    if why := refusal(t.table):
-        return why
-    if t.table.dtype not in DTYPES:
-        return f"dtype is {t.table.dtype}"
-    if rule.name != "adamw" or rule.amsgrad or rule.rowwise:
-        return "only AdamW is in Triton, without amsgrad and rowwise"
-    if not t.fast:
-        return "torch's bits come from torch's own operations"
-    strides = t.table.stride()
-    return None if strides[1] == 1 else f"the table has strides {strides}; expected 1 in the last dimension"
+    return refusal(t.table) or t.why_not_fused(rule)
 
 
 def read_rows(t: Any, ids: Tensor, rule: Any, steps: Any, leap: Tensor | None) -> Tensor:
