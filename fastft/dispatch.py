@@ -20,6 +20,15 @@ def load(op: str, backend: str) -> tuple[ModuleType | None, str | None]:
         return None, str(error)
 
 
+def optional(module: str, wanted_by: str) -> Any:
+    """A module of a package that fastft does not depend on. Raises ImportError that says who wants it and how."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f"{wanted_by} needs {package}: pip install {package} ({error})") from None
+
+
 def pick(op: str, backends: Sequence[str], backend: str, *args: Any) -> ModuleType:
     """The module `fastft.kernels.<backend>.<op>` that takes `args`.
 

@@ -31,6 +31,7 @@ RANKS = {
     "embedding": 2,
     "optim": 1,
     "losses": 1,
+    "cache": 0,
     "dispatch": 0,
     "memory": 0,
 }

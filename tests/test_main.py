@@ -10,6 +10,7 @@ import torch
 import fastft
 from fastft import __main__ as command_line
 from fastft.__main__ import main
+from fastft.trainer.inspection import WouldFail
 
 Captured = pytest.CaptureFixture[str]
 
@@ -34,7 +35,7 @@ def test_help_and_unknown_commands(capsys: Captured) -> None:
         assert main(argv) == 0
         assert "fastft <command>" in capsys.readouterr().out
     assert "unknown command 'trian': did you mean 'train'?" in mistake(["trian"], capsys)
-    assert "the commands are train, demo, info" in mistake(["zzz"], capsys)
+    assert "the commands are train, inspect, demo, info" in mistake(["zzz"], capsys)
 
 
 def test_mistakes_are_one_line(capsys: Captured, tmp_path: Path) -> None:
@@ -43,6 +44,8 @@ def test_mistakes_are_one_line(capsys: Captured, tmp_path: Path) -> None:
     config.write_text(f"model: {tmp_path / 'none'}\ntrain_data: {data}\noutput_dir: {tmp_path / 'out'}\n")
     assert "unknown key 'learing_rate': did you mean 'learning_rate'" in mistake(["train", "--learing_rate=1"], capsys)
     assert "config file none.yaml not found" in mistake(["train", "none.yaml"], capsys)
+    assert "does not exist" in mistake(["inspect", str(config)], capsys)
+    assert not (tmp_path / "out").exists()
     assert "does not exist" in mistake(["train", str(config)], capsys)
     assert "batch_size" in mistake(["demo", "--batch_size", "3"], capsys)
 
@@ -57,6 +60,7 @@ def test_mistakes_are_one_line(capsys: Captured, tmp_path: Path) -> None:
             "out of memory: tried to get 9 GiB. Lower per_device",
         ),
         (ArithmeticError("step 3: loss nan"), 1, "step 3: loss nan"),
+        (WouldFail("the mask is empty. Look at mask"), 1, "the mask is empty. Look at mask"),
         (OSError(28, "No space left on device"), 2, "No space left"),
         (ImportError("model 'x': gguf not installed"), 2, "gguf not installed"),
     ],

@@ -1,183 +1,163 @@
-"""Where the assistant speaks in a text that a chat template wrote.
+"""A conversation as the text that a chat template makes of it, with its turns as targets.
 
-Templates trim contents, merge messages, and write a turn differently when others follow it. So neither searching for
-the content nor rendering a shorter conversation finds a turn surely. What does: render once more with only this content
-replaced, by a word found nowhere else. What stands before and after that word stands at the start and at the end of
-the real text too, and encloses what the content became there.
+It is rendered twice: as it is, and with marks that tell which characters came of which message (`marking`); `turns`
+says where a turn begins and ends. If the template closes no turn, an end-of-sequence token closes the last one.
 
-The turn of an assistant then reaches
-    from  the end of what the template writes as a prompt for generation at this point, where the real text begins with
-          it: what a model is given when it is used. (So Qwen3's empty <think> block, which follows that prompt, is
-          learned.) Otherwise from the start of the content;
-    to    the end of the closing that the template writes after an assistant's content (`<|im_end|>`), without the
-          line break behind it. If it writes none, an end-of-sequence token closes the last turn.
-
-A template that marks the turns itself, by {% generation %}, is believed, and a missing closing is added. Whenever
-renderings do not fit together, a ValueError says so: no mask is better than a wrong one.
+A template that writes the date (Llama 3.2) makes other samples each day, unless an option sets it (`date_string`).
 """
 
+import inspect
 import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from fastft.data.formats import Conversation
-from fastft.data.masking import Rendered, Span
+from fastft.data.marking import Piece, Reading, instrument, numbered, read
+from fastft.data.masking import Mask, Rendered, Span, Turn
+from fastft.data.messages import Message, content, speaks, spoken, strings
+from fastft.data.turns import PROBE, Finder, Found, Scene
 
-Messages = list[dict[str, Any]]
-
-PROBE = "Zqxjprobe"  # a word that no template looks for; lengthened until the text does not contain it
-OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters, put around {% generation %} blocks
-GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\b")
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer, with what has been found out about it."""
+    """The chat template of one tokenizer, with what has been found out about it.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    Args:
+        tokenizer: it has a chat template.
+        options: what the template is told beside the messages, such as `enable_thinking` or `date_string`.
+
+    Raises:
+        ValueError: an option that is none, or a template that leaves out what the assistant says.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> None:
+        self._tokenizer, self._options = tokenizer, _checked(options or {}, tokenizer)
         self._source: str = tokenizer.get_chat_template()
-        self._marked = GENERATION_TAG.sub(_mark, self._source)
+        self._instrumented = instrument(self._source)
         user, assistant = {"role": "user", "content": "Q"}, {"role": "assistant", "content": PROBE}
-        prompted = self._text([user], "tokenizer", prompt=True)
-        self._has_generation_prompt = prompted != self._text([user], "tokenizer")
-        probed = self._text([user, assistant], "tokenizer")
-        if PROBE not in probed:
+        asked, prompted = (self._text([user], "tokenizer", prompt=prompt) for prompt in (False, True))
+        probed = self._reading([user, assistant], "tokenizer")
+        if PROBE not in probed.text:
             raise ValueError("tokenizer: the chat template leaves out what the assistant says; nothing can be learned")
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         special.update(tokenizer.all_special_tokens)
-        self._closing = _closing(probed.rpartition(PROBE)[2], special)
-        reserved = {token for token in special if token in probed + prompted} | {tokenizer.eos_token}
-        self._reserved = _any_of(reserved - {None})
+        written = probed.text + prompted + self._source
+        control = sorted({token for token in special if token in written} | {tokenizer.eos_token} - {None})
+        holding = (piece for piece in probed.pieces if PROBE in probed.text[piece.start : piece.end])
+        _, start, end = next(holding, Piece(1, 0, 0))
+        body, behind = probed.text[start:end], probed.text[end:]
+        prompt = prompted.removeprefix(asked) if prompted.startswith(asked) else ""
+        if not prompt and behind.strip() and body.startswith(behind):
+            prompt = behind  # of a template that writes it whether it is wanted or not
+        self._reserved = _any_of(control)
+        self._closing = _closing(probed.text[start:].partition(PROBE)[2], control)
+        believed = GENERATION_TAG.search(self._source) is not None
+        self._finder = Finder(self._reading, control, self._closing, body.partition(PROBE)[0], prompt, believed)
 
-    def render(self, conversation: Conversation, origin: str) -> Rendered:
-        """The conversation as text, with its assistant turns as targets; blank turns are none.
+    def render(self, conversation: Conversation, origin: str, mask: Mask) -> Rendered:
+        """The conversation as text. Targets are the turns of roles that the mask trains, and those with a weight above
+        0 of their own; blank turns are none. Those with a weight of 0 are looked for if the mask could learn them.
 
         Raises:
-            ValueError: the template refuses the conversation, a content holds a control token that the template
-                writes itself, or a turn cannot be found surely; names `origin`.
+            ValueError: the template refuses the conversation or leaves out a tool call, a string in it holds a control
+                token that the template writes itself, or a turn cannot be found surely; names `origin`.
         """
-        messages = conversation.messages
-        for index, message in enumerate(messages):
-            reserved = self._reserved.search(message["content"])
-            if reserved:
-                raise ValueError(
-                    f"{origin}: message {index} ({message['role']}) holds {reserved[0]!r}, which the chat template "
-                    "writes to tell turns apart; take it out of the data"
-                )
-        text = self._text(messages, origin)
-        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        spoken = [turn for turn in turns if messages[turn]["content"].strip()]
-        if self._marked != self._source:
-            blocks = dict(zip(turns, self._generation_blocks(text, messages, len(turns), origin), strict=True))
-            spans = {turn: self._without_closing(text, blocks[turn]) for turn in spoken}
-        else:
-            spans = {turn: self._turn(text, messages, turn, origin) for turn in spoken}
-        last = len(messages) - 1
-        closed = not self._closing and last in spans
-        targets = []
-        for turn, span in spans.items():
-            end = len(text) + 1 if closed and turn == last else self._end(text, span, turn == last, origin)
-            targets.append(Span(span.start, end))
-        asked = next((message for message in messages if message["role"] == "user"), messages[0])
-        return Rendered(text, tuple(targets), closed, add_special_tokens=False, opening=asked["content"][:60])
-
-    def _turn(self, text: str, messages: Messages, turn: int, origin: str) -> Span:
-        """Characters of one assistant turn, its closing not yet included, by difference of renderings."""
-        extra = [
-            name for name, value in messages[turn].items() if name not in ("role", "content") and value is not None
+        messages, weights = spoken(conversation.messages)
+        self._refuse_control(messages, origin)
+        reading = self._reading(messages, origin)
+        turns = [
+            index
+            for index, (message, weight) in enumerate(zip(messages, weights, strict=True))
+            if (message["role"] in mask.train_roles if weight is None else weight or mask.mask != "prompt")
+            and (content(message).strip() or message.get("tool_calls"))
         ]
-        if extra:
+        scene = Scene(messages, reading, origin)
+        found = list(self._finder.find(scene, turns, mask.train_roles)) if turns else []
+        _check_calls(scene, found)
+        n, last = len(reading.text), len(messages) - 1
+        closed = not self._closing and bool(found) and found[-1].message == last and speaks(messages[last])
+        if closed:
+            found[-1] = found[-1]._replace(span=Span(found[-1].span.start, n + 1), closing=n)
+        asked = next((message for message in messages if message["role"] == "user"), messages[0])
+        learnable = [each for each in found if weights[each.message] != 0]
+        return Rendered(
+            reading.text,
+            tuple(each.span for each in learnable),
+            closed,
+            add_special_tokens=False,
+            opening=content(asked)[:60],
+            turns=tuple(Turn(messages[m]["role"], closing, weights[m], m) for m, _, closing in learnable),
+            barred=tuple(each.span for each in found if weights[each.message] == 0),
+        )
+
+    def _refuse_control(self, messages: Sequence[Message], origin: str) -> None:
+        for index, message in enumerate(messages):
+            for text in strings(message):
+                if reserved := self._reserved.search(text):
+                    raise ValueError(
+                        f"{origin}: message {index} ({message['role']}) holds {reserved[0]!r}, which the chat template "
+                        "writes to tell turns apart; take it out of the data"
+                    )
+
+    def _reading(self, messages: Sequence[Message], origin: str) -> Reading:
+        """The text, and which characters of it came of which message."""
+        text = self._text(messages, origin)
+        reading = read(self._text(numbered(messages), origin, template=self._instrumented))
+        if reading.text != text:
             raise ValueError(
-                f"{origin}: message {turn} (assistant) has {', '.join(extra)} beside its content; only a chat "
-                "template with {% generation %} tells where that is written, and this one has none"
+                f"{origin}: the chat template writes another text when marks tell its turns apart, so it cannot be "
+                "masked surely; loop over the messages and mark turns by {% generation %} outside of filters and macros"
             )
-        word = PROBE
-        while word in text:
-            word += "q"
-        replaced = [*messages[:turn], {**messages[turn], "content": word}, *messages[turn + 1 :]]
-        before, _, after = (probed := self._text(replaced, origin)).partition(word)
-        if probed.count(word) != 1:
-            raise _unsure(origin, turn, f"writes its content {probed.count(word)} times")
-        end = len(text) - len(after)
-        if not text.endswith(after) or end < 0:
-            raise _unsure(origin, turn, "writes what follows it differently for a different content")
-        start = len(before) if text.startswith(before) and len(before) <= end else None
-        prompt = self._generation_prompt(messages[:turn], origin)
-        if prompt and text.startswith(prompt) and len(prompt) <= end:
-            start = len(prompt)
-        if start is None:
-            raise _unsure(origin, turn, "writes what precedes it differently for a different content")
-        return Span(start, end)
+        return reading
 
-    def _generation_prompt(self, messages: Messages, origin: str) -> str:
-        """Everything a model is given before the next assistant turn; empty if the template has no prompt for it."""
-        if not messages or not self._has_generation_prompt:
-            return ""
-        try:
-            return self._text(messages, origin, prompt=True)
-        except ValueError:  # refused as a conversation of its own: the turn is then found by its content alone
-            return ""
-
-    def _generation_blocks(self, text: str, messages: Messages, turns: int, origin: str) -> list[Span]:
-        """Characters inside each {% generation %} block, in order."""
-        marked = self._text(messages, origin, template=self._marked)
-        pieces = re.split(f"[{OPEN}{CLOSE}]", marked)
-        order = "".join(re.findall(f"[{OPEN}{CLOSE}]", marked))
-        if "".join(pieces) != text or order != (OPEN + CLOSE) * turns:
-            raise ValueError(
-                f"{origin}: the chat template's {{% generation %}} blocks do not match the {turns} assistant turns; "
-                "it cannot be masked surely: correct the template, or take the tags out of it"
-            )
-        ends = [sum(map(len, pieces[: count + 1])) for count in range(len(pieces))]
-        return [Span(ends[2 * turn], ends[2 * turn + 1]) for turn in range(turns)]
-
-    def _without_closing(self, text: str, span: Span) -> Span:
-        """The same characters, less the closing at their end and the space behind it."""
-        inside = text[span.start : span.end].rstrip()
-        closed = self._closing and inside.endswith(self._closing)
-        return Span(span.start, span.start + len(inside) - len(self._closing)) if closed else span
-
-    def _end(self, text: str, span: Span, last: bool, origin: str) -> int:
-        """Where the turn ends, its closing included."""
-        if text.startswith(self._closing, span.end):
-            return span.end + len(self._closing)
-        if last:
-            raise ValueError(f"{origin}: the chat template closes this conversation not by {self._closing!r}")
-        return span.end
-
-    def _text(self, messages: Messages, origin: str, *, prompt: bool = False, template: str | None = None) -> str:
+    def _text(
+        self, messages: Sequence[Message], origin: str, *, prompt: bool = False, template: str | None = None
+    ) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=prompt
+                list(messages),
+                chat_template=template or self._source,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **self._options,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{origin}: the chat template refuses the messages: {error}") from None
         assert isinstance(text, str)
         return text
 
 
-def _unsure(origin: str, turn: int, problem: str) -> ValueError:
-    return ValueError(
-        f"{origin}: message {turn} (assistant): the chat template {problem}, so its place is not sure; mark it in "
-        "the template by {% generation %} ... {% endgeneration %}"
-    )
+def _check_calls(scene: Scene, found: Sequence[Found]) -> None:
+    """That every tool that a turn calls is named in it."""
+    text = scene.reading.text
+    for turn in {each.message for each in found}:
+        written = "".join(text[each.span.start : each.span.end] for each in found if each.message == turn)
+        for call in scene.messages[turn].get("tool_calls") or ():
+            name = call.get("function", call).get("name", "")
+            if name not in written:
+                raise ValueError(
+                    f"{scene.where(turn)} calls the tool {name!r}, which the chat template leaves out; take a template "
+                    "that writes tool calls, or write the call in the content"
+                )
 
 
-def _closing(rest: str, special: set[str]) -> str:
+def _checked(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) | {"messages", "self"}
+    for name in options:
+        if name in taken:
+            raise ValueError(f"chat_template_kwargs: {name!r} is no option of a template; it is set by the data")
+    return dict(options)
+
+
+def _closing(rest: str, control: Collection[str]) -> str:
     """What closes a turn: up to the first control token if there is only space before it, otherwise all of the text."""
-    found = re.match(rf"\s*(?:{_any_of(special).pattern})", rest)
+    found = re.match(rf"\s*(?:{_any_of(control).pattern})", rest)
     return found[0] if found else rest.rstrip()
 
 
-def _any_of(words: set[str]) -> re.Pattern[str]:
+def _any_of(words: Collection[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) or r"(?!)")
-
-
-def _mark(tag: re.Match[str]) -> str:
-    """A {% generation %} tag with a mark inside it; the block around the body keeps whitespace as it was."""
-    left, is_end, right = tag.groups()
-    if is_end:
-        return f"{{%{left} endif %}}{{{{ '{CLOSE}' }}}}{{% endgeneration {right}%}}"
-    return f"{{%{left} generation %}}{{{{ '{OPEN}' }}}}{{% if true {right}%}}"

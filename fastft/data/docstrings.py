@@ -7,6 +7,7 @@ Standard library only, so that it works wherever Python does.
 
 import ast
 import functools
+import os
 import sysconfig
 import textwrap
 import tokenize
@@ -14,6 +15,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from fastft.data.readers import RawRecord
 
 INSTRUCTION = "Write the docstring of this Python function."
 SKIPPED = frozenset(  # folders that are tests, programs of their own, or not part of the standard library
@@ -48,37 +51,70 @@ def pairs(stdlib: Path | None = None) -> tuple[Pair, ...]:
     Raises:
         FileNotFoundError: the source is not installed.
     """
-    root = stdlib or Path(sysconfig.get_path("stdlib"))
+    root = stdlib or folder()
     found: list[Pair] = []
     seen: set[str] = set()
-    for path in sorted(root.rglob("*.py")):
+    for path in files(root):
         relative = path.relative_to(root)
-        if SKIPPED.isdisjoint(relative.parts):
-            for name, line, source, docstring in _functions(path):
-                if _is_usable(source, docstring) and seen.isdisjoint((source, docstring)):
-                    seen |= {source, docstring}
-                    prompt = f"{INSTRUCTION}\n\n```python\n{source}\n```"
-                    module = relative.parts[0].removesuffix(".py")
-                    found.append(Pair(prompt, docstring, module, f"{relative.as_posix()}:{line} {name}"))
-    if not found:
-        raise FileNotFoundError(
-            f"builtin:stdlib-docstrings: no Python source under '{root}'. This Python came without the source of its "
-            "standard library (an embedded or frozen build); use a python.org, distribution, conda, uv or pyenv one"
-        )
+        for name, line, source, docstring in _functions(path):
+            if _is_usable(source, docstring) and seen.isdisjoint((source, docstring)):
+                seen |= {source, docstring}
+                prompt = f"{INSTRUCTION}\n\n```python\n{source}\n```"
+                found.append(Pair(prompt, docstring, module(relative), f"{relative.as_posix()}:{line} {name}"))
     return tuple(found)
 
 
-def _functions(path: Path) -> Iterator[tuple[str, int, str, str]]:
-    """Qualified name, line, source without docstring, and docstring of each documented function in a file."""
+def records() -> Iterator[RawRecord]:
+    """The pairs of the running interpreter as `prompt` and `completion`, grouped by module."""
+    for pair in pairs():
+        yield RawRecord({"prompt": pair.prompt, "completion": pair.completion}, pair.origin, pair.module)
+
+
+def folder() -> Path:
+    """Of the running interpreter's standard library."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def files(stdlib: Path | None = None) -> list[Path]:
+    """The source of a standard library, tests and programs of their own left out.
+
+    Raises:
+        FileNotFoundError: the source is not installed.
+    """
+    root = stdlib or folder()
+    found: list[Path] = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in SKIPPED]  # not walked: site-packages may be large
+        found += [Path(parent, name) for name in names if name.endswith(".py")]
+    if not found:
+        raise FileNotFoundError(
+            f"builtin:stdlib-docstrings and -docs: no Python source under '{root}'. This Python came without the "
+            "source of its standard library (an embedded or frozen build); use a python.org, distribution, conda, uv "
+            "or pyenv one"
+        )
+    return sorted(found)
+
+
+def module(relative: Path) -> str:
+    """Top-level module or package of a file of the standard library."""
+    return relative.parts[0].removesuffix(".py")
+
+
+def parse(path: Path) -> tuple[ast.Module, list[str]]:
+    """A file's syntax tree and lines; empty ones for a file that is broken on purpose."""
     try:
         with tokenize.open(path) as file:
             text = file.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-            tree = ast.parse(text)
-    except (SyntaxError, UnicodeDecodeError):  # files that are broken on purpose
-        return
-    lines = text.splitlines(keepends=True)
+            return ast.parse(text), text.splitlines(keepends=True)
+    except (SyntaxError, UnicodeDecodeError):
+        return ast.Module([], []), []
+
+
+def _functions(path: Path) -> Iterator[tuple[str, int, str, str]]:
+    """Qualified name, line, source without docstring, and docstring of each documented function in a file."""
+    tree, lines = parse(path)
     for name, node in _walk(tree, ""):
         docstring = ast.get_docstring(node)
         source = _without_docstring(node, lines)

@@ -1,10 +1,11 @@
-"""What a record's columns mean: the four record types and the formats that make them."""
+"""What a record's columns mean: the five record types and the formats that make them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fastft.data.sources import RawRecord
+from fastft.data.columns import listed, messages, optional_string, string, tokens, turns
+from fastft.data.readers import RawRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,24 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages with `role` and `content`; those of role `assistant` are to be learned."""
+    """Messages with `role` and `content`; those of role `assistant` are to be learned.
+
+    A message may also say `train: false` (nothing of it is learned) or `weight` (at least 0, of its tokens), and hold
+    what else a chat template knows.
+    """
 
     messages: list[dict[str, Any]]
 
 
-Record = Text | PromptCompletion | Instruction | Conversation
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """T token ids and the weight of each, made elsewhere: neither rendered nor masked here."""
+
+    input_ids: list[int]
+    weights: list[float]
+
+
+Record = Text | PromptCompletion | Instruction | Conversation | Tokenised
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +70,11 @@ def pick(name: str, first: RawRecord) -> Format:
     Raises:
         ValueError: an unknown name; for `"auto"`, no format fits or several do.
     """
+    name = ALIASES.get(name, name)
     if name in FORMATS:
         return FORMATS[name]
     if name != "auto":
-        raise ValueError(f"format: got {name!r}; one of auto, {', '.join(FORMATS)} is wanted")
+        raise ValueError(f"format: got {name!r}; one of auto, {', '.join([*FORMATS, *ALIASES])} is wanted")
     fitting = [known for known in FORMATS.values() if set(known.required) <= set(first.columns)]
     if len(fitting) == 1:
         return fitting[0]
@@ -68,7 +82,7 @@ def pick(name: str, first: RawRecord) -> Format:
         names = ", ".join(known.name for known in fitting)
         raise ValueError(f"{first.origin}: the columns fit several formats ({names}); say which by format=")
     accepted = "; ".join(f"{known.name}: {', '.join(known.required)}" for known in FORMATS.values())
-    raise ValueError(f"{first.origin}: no format fits the columns {_names(first.columns)}. Accepted are {accepted}")
+    raise ValueError(f"{first.origin}: no format fits the columns {listed(first.columns)}. Accepted are {accepted}")
 
 
 def normalise(records: Iterable[RawRecord], format: Format) -> Iterator[Record]:
@@ -81,61 +95,46 @@ def normalise(records: Iterable[RawRecord], format: Format) -> Iterator[Record]:
         missing = [column for column in format.required if column not in raw.columns]
         if missing:
             raise ValueError(
-                f"{raw.origin}: no column {', '.join(map(repr, missing))}; found {_names(raw.columns)}, "
+                f"{raw.origin}: no column {', '.join(map(repr, missing))}; found {listed(raw.columns)}, "
                 f"and format {format.name!r} needs {', '.join(format.required)}"
             )
         yield format.make(raw.columns, raw.origin)
 
 
 def _text(columns: dict[str, Any], origin: str) -> Text:
-    return Text(_string(columns, "text", origin))
+    return Text(string(columns, "text", origin))
 
 
-def _prompt_completion(columns: dict[str, Any], origin: str) -> PromptCompletion:
-    return PromptCompletion(_string(columns, "prompt", origin), _string(columns, "completion", origin))
+def _prompt_completion(columns: dict[str, Any], origin: str) -> PromptCompletion | Conversation:
+    """Two strings; or two lists of messages, as TRL has them: what the assistant says in the first is not learned."""
+    if isinstance(columns["prompt"], list) and isinstance(columns["completion"], list):
+        given = messages(columns, "prompt", origin)
+        asked = [{"train": False, **message} if message["role"] == "assistant" else message for message in given]
+        return Conversation([*asked, *messages(columns, "completion", origin)])
+    return PromptCompletion(string(columns, "prompt", origin), string(columns, "completion", origin))
+
+
+def _source_target(columns: dict[str, Any], origin: str) -> PromptCompletion:
+    return PromptCompletion(string(columns, "source", origin), string(columns, "target", origin))
 
 
 def _instruction(columns: dict[str, Any], origin: str) -> Instruction:
-    extra = "" if columns.get("input") is None else _string(columns, "input", origin)
-    return Instruction(_string(columns, "instruction", origin), extra, _string(columns, "output", origin))
+    given = optional_string(columns, "input", origin)
+    return Instruction(string(columns, "instruction", origin), given, string(columns, "output", origin))
 
 
 def _messages(columns: dict[str, Any], origin: str) -> Conversation:
-    messages = columns["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{origin}: column 'messages': a list of messages is wanted, got {_show(messages)}")
-    for index, message in enumerate(messages):
-        where = f"{origin}: message {index}"
-        if not isinstance(message, dict):
-            raise ValueError(f"{where}: an object with 'role' and 'content' is wanted, got {_show(message)}")
-        if not {"role", "content"} <= set(message):
-            raise ValueError(f"{where}: 'role' and 'content' are wanted, found {_names(message)}")
-        _string(message, "role", where)
-        _string(message, "content", where)
-    return Conversation(messages)
+    return Conversation(messages(columns, "messages", origin))
 
 
-def _string(columns: dict[str, Any], column: str, origin: str) -> str:
-    value = columns[column]
-    if not isinstance(value, str):
-        raise ValueError(f"{origin}: {column!r}: a string is wanted, got {_show(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{origin}: {column!r}: half of a surrogate pair (U+{ord(value[error.start]):04X}) at character "
-            f"{error.start} is no text"
-        ) from None
-    return value
+def _sharegpt(columns: dict[str, Any], origin: str) -> Conversation:
+    system = optional_string(columns, "system", origin)
+    opening = [{"role": "system", "content": system}] if system else []
+    return Conversation([*opening, *turns(columns, "conversations", origin)])
 
 
-def _names(columns: dict[str, Any]) -> str:
-    return ", ".join(columns) or "(none)"
-
-
-def _show(value: Any) -> str:
-    shown = repr(value)
-    return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:40] + '...'}"
+def _tokens(columns: dict[str, Any], origin: str) -> Tokenised:
+    return Tokenised(*tokens(columns, origin))
 
 
 FORMATS = {
@@ -145,5 +144,9 @@ FORMATS = {
         Format("prompt_completion", ("prompt", "completion"), (), _prompt_completion),
         Format("instruction", ("instruction", "output"), ("input",), _instruction),
         Format("messages", ("messages",), (), _messages),
+        Format("sharegpt", ("conversations",), ("system",), _sharegpt),
+        Format("source_target", ("source", "target"), (), _source_target),
+        Format("tokens", ("input_ids",), ("weights", "labels"), _tokens),
     )
 }
+ALIASES = {"alpaca": "instruction"}

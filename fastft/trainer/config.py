@@ -12,26 +12,76 @@ from typing import Any, Literal
 import yaml
 
 
-def option(default: Any, text: str) -> Any:
-    """A field whose help text is also what the command line and the error messages say about it."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def option(default: Any, text: str, *, own: bool = False) -> Any:
+    """A field whose help text is also what the command line and the error messages say about it.
+
+    own: each of several `tasks` may have its own.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "own": own})
+
+
+def of_data(default: Any, text: str) -> Any:
+    return option(default, text, own=True)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. Raises ValueError or TypeError, by field name, for a value that cannot be meant."""
 
-    model: str = option(dataclasses.MISSING, "hub id, folder, or builtin:smollm2")
-    train_data: str = option(dataclasses.MISSING, "file, folder or builtin:stdlib-docstrings to learn from")
-    eval_data: str | None = option(None, "held-out file; without it eval_fraction of train_data is held out")
-    eval_fraction: float = option(0.0, "share of train_data held out for evaluation, in [0, 1)")
-    format: str = option("auto", "record format of the data files; auto: seen from the first record")
-    mask: str = option("prompt", "what carries no loss: prompt, or none (every token learns)")
-    max_length: int = option(1024, "tokens of a sample; longer ones are cut")
-    on_empty: Literal["error", "drop"] = option("error", "a sample with nothing to learn: error, or drop and count")
-    max_train_samples: int | None = option(None, "samples; at most this many are trained on")
-    max_eval_samples: int | None = option(None, "samples; at most this many are evaluated on")
-    group_by_length: bool = option(False, "batch samples of like length, which saves padding")
+    model: str = option(dataclasses.MISSING, "hub id, folder, or builtin:smollm2 | minilm | byt5-tiny")
+    objective: Literal["clm", "prefix_lm", "mlm", "nsp", "sop", "seq2seq", "span_corruption", "ul2"] = of_data(
+        "clm", "what is learned of the data"
+    )
+    train_data: str | None = of_data(
+        None, "file, folder, hf:name or builtin:stdlib-docstrings | stdlib-docs | cmudict to learn from"
+    )
+    eval_data: str | None = of_data(None, "held-out file; without it eval_fraction of train_data is held out")
+    eval_fraction: float = of_data(0.0, "share of train_data held out for evaluation, in [0, 1)")
+    format: str = of_data("auto", "record format of the data files; auto: seen from the first record")
+    max_length: int = of_data(1024, "tokens of a sample; longer ones are cut")
+    on_empty: Literal["error", "drop"] = of_data("error", "a sample with nothing to learn: error, or drop and count")
+    max_train_samples: int | None = of_data(None, "samples; at most this many are trained on")
+    max_eval_samples: int | None = of_data(None, "samples; at most this many are evaluated on")
+    group_by_length: bool = of_data(False, "batch samples of like length, which saves padding")
+    packing: bool = of_data(False, "several samples share a row of max_length; none sees another")
+    num_proc: int = option(0, "processes that prepare data; 0: this one, where the tokenizer has threads of its own")
+    cache: bool = option(True, "keep prepared data in $FASTFT_CACHE, so that the next run starts at once")
+
+    mask: Literal["prompt", "none", "completion"] = of_data("prompt", "what carries no loss; none: every token learns")
+    train_roles: list[str] = of_data(("assistant",), "roles whose messages are the completions")
+    train_turns: Literal["all", "last"] = of_data("all", "completions of a conversation that are learned")
+    train_on_eot: bool = of_data(True, "learn the token that ends a completion")
+    keep_spans: str | None = of_data(
+        None, "regular expression; what of the masked text matches is learned all the same"
+    )
+    keep_field: str | None = of_data(None, "column with texts that are learned though they stand in the prompt")
+    span_weights: dict[str, float] | None = of_data(None, "regular expression: weight of the learned text that matches")
+
+    chat_template_kwargs: dict[str, Any] | None = of_data(None, "what the chat template is told, as enable_thinking")
+
+    mlm_probability: float = of_data(0.15, "mlm, nsp, sop: share of tokens that are predicted, in (0, 1)")
+    mlm_eval_probability: float | None = of_data(None, "the same in an evaluation; null: as in training")
+    mask_replace_prob: float = of_data(0.8, "share of the predicted tokens that become the mask token")
+    random_replace_prob: float = of_data(0.1, "share of them that become a random token; the rest stays")
+    mlm_masking: Literal["token", "whole_word", "span"] = of_data("token", "what is masked together")
+    mlm_span_length: float = of_data(3.0, "tokens of a masked span on average, with mlm_masking span, in [1, 5.5)")
+    nsp_probability: float = of_data(0.5, "nsp: share of pairs whose second half is from another document")
+    max_target_length: int | None = of_data(None, "seq2seq: tokens of a target; null: max_length")
+    noise_density: float = of_data(0.15, "span_corruption: share of tokens that are cut out, in (0, 1)")
+    mean_noise_span_length: float = of_data(3.0, "span_corruption: tokens of a cut-out span on average")
+    sentinel: str = of_data("<extra_id_{}>", "span_corruption, ul2: name of the sentinels, {} for the number")
+    ul2_weights: list[float] = of_data((1.0, 1.0, 1.0), "ul2: how often span corruption, the rest of a text, extremes")
+    ul2_mode_tokens: list[str] | None = of_data(None, "ul2: what tells these three; null: the tokenizer's, if any")
+
+    tasks: list[dict[str, Any]] | None = option(
+        None, "several objectives: [{objective, data, weight, name, ...}]; what a task leaves out is the run's"
+    )
+    task_schedule: Literal["alternate", "proportional", "joint"] = option(
+        "alternate", "tasks take turns, are drawn by weight, or all take part in each step"
+    )
+    stages: list[dict[str, Any]] | None = option(
+        None, "parts of the run: [{steps, tasks, restart}], restart: the learning rate begins anew"
+    )
 
     output_dir: str = option("output", "folder of checkpoints, log, plot and report")
     resume_from_checkpoint: bool | str = option(
@@ -64,10 +114,14 @@ class TrainConfig:
     save_steps: int = option(0, "optimizer steps between checkpoints; 0: only at the end")
     save_total_limit: int | None = option(None, "checkpoints kept, the newest; null: all")
     save_only_model: bool = option(False, "leave out the optimizer: a third of the size, but no resume")
-    num_generations: int = option(2, "held-out prompts completed at each evaluation")
+    num_generations: int = option(2, "held-out prompts completed and shown at each evaluation")
+    eval_generations: int = option(0, "held-out samples completed and compared with their references, word by word")
     generation_max_new_tokens: int = option(128, "tokens of a completion at most")
 
     def __post_init__(self) -> None:
+        for field in FIELDS:
+            if isinstance(getattr(self, field), tuple):
+                object.__setattr__(self, field, list(getattr(self, field)))
         for field, hint in FIELD_TYPES.items():
             if not _is_a(getattr(self, field), hint):
                 raise TypeError(_refusal(self, field, type_name(hint)))
@@ -76,9 +130,15 @@ class TrainConfig:
                 value = getattr(self, field)
                 if value is not None and not accepts(value):
                     raise ValueError(_refusal(self, field, wanted))
+        if not self.tasks and self.train_data is None:
+            raise ValueError(f"train_data is not given ({FIELDS['train_data'].metadata['help']})")
+        if self.tasks and self.max_steps < 0 and not self.stages:
+            raise ValueError("tasks have no common number of epochs: give max_steps, or stages")
+        if self.stages and self.max_steps > 0:
+            raise ValueError("max_steps and stages both say how long the run is: give one of them")
         if self.eval_data and self.eval_fraction:
             raise ValueError("eval_data and eval_fraction both name held-out data: give one of them")
-        if self.eval_steps and not (self.eval_data or self.eval_fraction):
+        if self.eval_steps and not (self.eval_data or self.eval_fraction or self.tasks):
             raise ValueError(
                 f"eval_steps is {self.eval_steps}, but nothing is held out: give eval_data or eval_fraction"
             )
@@ -88,7 +148,10 @@ class TrainConfig:
     def to_yaml(self) -> str:
         """The run as a file that `fastft train` reads back to an equal config; each line says what it is."""
         values = dataclasses.asdict(self)
-        lines = {name: yaml.safe_dump({name: value}, width=math.inf).strip() for name, value in values.items()}
+        lines = {
+            name: yaml.safe_dump({name: value}, width=math.inf, default_flow_style=True).strip()[1:-1]
+            for name, value in values.items()
+        }
         return "".join(f"{line:<48}  # {FIELDS[name].metadata['help']}\n" for name, line in lines.items())
 
 
@@ -101,18 +164,30 @@ TYPE_WORDS: Mapping[Any, str] = {
     float: "a number",
     str: "a text",
     type(None): "null",
+    Any: "anything",
 }
 
 RANGES: tuple[tuple[str, str, Any], ...] = (
-    ("model train_data output_dir", "a name that is not empty", bool),
+    ("model train_data eval_data output_dir keep_field", "a name that is not empty", bool),
     (
         "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps "
-        "max_train_samples max_eval_samples save_total_limit generation_max_new_tokens",
+        "max_train_samples max_eval_samples max_target_length save_total_limit generation_max_new_tokens",
         "a whole number >= 1",
         lambda value: value >= 1,
     ),
-    ("eval_steps save_steps num_generations seed", "a whole number >= 0", lambda value: value >= 0),
+    (
+        "eval_steps save_steps num_generations eval_generations num_proc seed",
+        "a whole number >= 0",
+        lambda value: value >= 0,
+    ),
     ("eval_fraction adam_beta1 adam_beta2", "a number in [0, 1)", lambda value: 0 <= value < 1),
+    (
+        "mlm_probability mlm_eval_probability noise_density",
+        "a number between 0 and 1",
+        lambda value: 0 < value < 1,
+    ),
+    ("mask_replace_prob random_replace_prob nsp_probability", "a number in [0, 1]", lambda value: 0 <= value <= 1),
+    ("mlm_span_length mean_noise_span_length", "a number >= 1", lambda value: 1 <= value < math.inf),
     ("learning_rate adam_epsilon num_train_epochs", "a finite number > 0", lambda value: 0 < value < math.inf),
     ("warmup_steps weight_decay max_grad_norm", "a finite number >= 0", lambda value: 0 <= value < math.inf),
 )
@@ -126,9 +201,19 @@ OTHER_NAMES: Mapping[str, str] = {
     "lr_scheduler": "lr_scheduler_type",
     "warmup_ratio": "warmup_steps",
     "gradient_checkpointing": "activation_checkpointing",
-    "mask_prompt": "mask",
-    "train_on_prompt": "mask",
-    "completion_only_loss": "mask",
+    "mask_prompt": "mask: prompt",
+    "train_on_prompt": "mask: none",
+    "completion_only_loss": "mask: prompt",
+    "assistant_only_loss": "mask: prompt",
+    "mask_history": "train_turns: last",
+    "roles_to_train": "train_roles",
+    "train_on_eos": "train_on_eot",
+    "whole_word_mask": "mlm_masking: whole_word",
+    "preprocessing_num_workers": "num_proc",
+    "dataset_num_proc": "num_proc",
+    "overwrite_cache": "cache",
+    "neat_packing": "packing",
+    "stage": "objective",
     "model_name_or_path": "model",
     "dataset": "train_data",
     "train_file": "train_data",
@@ -139,7 +224,9 @@ OTHER_NAMES: Mapping[str, str] = {
 def unknown_key(key: str) -> str:
     """What to say about a key that is no field: the nearest one, by other trainers' names or by spelling."""
     near = OTHER_NAMES.get(key) or next(iter(difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.5)), None)
-    hint = f"did you mean {near!r} ({FIELDS[near].metadata['help']})?" if near else f"known keys: {', '.join(FIELDS)}"
+    if near is None:
+        return f"unknown key {key!r}: known keys: {', '.join(FIELDS)}"
+    hint = f"did you mean {near!r} ({FIELDS[near.partition(':')[0]].metadata['help']})?"
     return f"unknown key {key!r}: {hint}"
 
 
@@ -149,6 +236,10 @@ def type_name(hint: Any) -> str:
         return " or ".join(typing.get_args(hint))
     if isinstance(hint, types.UnionType):
         return " or ".join(type_name(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return f"a list, each {type_name(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is dict:
+        return f"names, each with {type_name(typing.get_args(hint)[1])}"
     return TYPE_WORDS[hint]
 
 
@@ -157,6 +248,14 @@ def _is_a(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return any(_is_a(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(_is_a(part, typing.get_args(hint)[0]) for part in value)
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict) and all(
+            _is_a(part, kind) for pair in value.items() for part, kind in zip(pair, typing.get_args(hint), strict=True)
+        )
+    if hint is Any:
+        return True
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from fastft.trainer.arguments import parse_config
 from fastft.trainer.device import training_device
-from fastft.trainer.gradient import to_batch
 from fastft.trainer.loop import Trainer
 from fastft.trainer.measure import HeadCost, head_cost
 from fastft.trainer.progress import say
@@ -72,6 +71,5 @@ def demo_defaults() -> dict[str, Any]:
 
 def measure_head(trainer: Trainer) -> HeadCost:
     """What head and loss cost on the first training batch, fused and unfused."""
-    samples = [trainer.train_data.samples[index] for index in trainer.windows[0][0]]
-    batch = to_batch(samples, trainer.pad_token_id, trainer.device)
-    return head_cost(trainer.model, batch, trainer.autocast)
+    batch = trainer.shares_of(0)[0].batches[0]
+    return head_cost(trainer.model, batch.to(trainer.device), trainer.autocast)

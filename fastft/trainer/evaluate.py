@@ -1,22 +1,27 @@
 """Loss and perplexity on held-out samples."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from fastft.data import Sample
-from fastft.trainer.gradient import batch_loss, supervision, to_batch
+from fastft.data import Corpus, Draw, Objective
+from fastft.data.draws import EVALUATION
+from fastft.trainer.gradient import batch_losses
+
+CHOICES = Draw(0, EVALUATION)  # what is masked in an evaluation does not depend on the run
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """eval_loss: sum w nll / sum w over all held-out tokens, nats. perplexity: its exponential."""
+    """eval_loss: sum over outputs of sum w nll / sum w over all held-out labels, nats; parts: each of those.
+    perplexity: its exponential."""
 
     eval_loss: float
+    parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -26,15 +31,15 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: Any,
-    samples: Sequence[Sample],
+    objective: Objective,
+    corpus: Corpus,
     batch_size: int,
-    pad_token_id: int,
     device: torch.device,
     autocast: AbstractContextManager[Any],
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """The token-weighted loss, the same for every batch size up to rounding.
+    """The weighted loss, the same for every batch size up to rounding.
 
     Samples go by length, the longest first, which saves padding and shows at once whether memory suffices.
 
@@ -47,17 +52,25 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    ordered = sorted(samples, key=lambda sample: -len(sample.input_ids))
-    total, num_items = 0.0, supervision(ordered)
+    lengths = corpus.lengths
+    ordered = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    sums: dict[str, float] = {}
+    weights: dict[str, float] = {}
     starts = range(0, len(ordered), batch_size)
     try:
         for done, start in enumerate(starts, 1):
             if should_stop():
                 return None
+            rows = [[index] for index in ordered[start : start + batch_size]]
+            batch = objective.batch(corpus.samples, rows, CHOICES)
+            for target in batch.targets:
+                weights[target.output] = weights.get(target.output, 0.0) + target.total
             with autocast:
-                batch = to_batch(ordered[start : start + batch_size], pad_token_id, device)
-                total += batch_loss(model, batch, num_items).item()
+                losses = batch_losses(model, batch.to(device), dict.fromkeys(weights, 1.0))
+            for output, loss in losses.items():
+                sums[output] = sums.get(output, 0.0) + loss.item()
             on_batch(done, len(starts))
     finally:
         model.train(was_training)
-    return Evaluation(total)
+    parts = {output: total / (weights[output] or 1.0) for output, total in sums.items()}
+    return Evaluation(sum(parts.values()), parts)

@@ -5,18 +5,20 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fastft.data import Corpus, Example
+from fastft.data import Corpus, Example, Objective
 
 
 @torch.no_grad()
 def complete(
     model: Any,
-    tokenizer: Any,
+    objective: Objective,
     examples: Sequence[Example],
     max_new_tokens: int,
     device: torch.device,
     autocast: AbstractContextManager[Any],
+    batch_size: int = 1,
 ) -> list[dict[str, str]]:
     """Greedy completions of the examples' prompts, so that two models, or two moments, can be compared.
 
@@ -24,58 +26,57 @@ def complete(
         Per example `origin`, `prompt`, `reference` (the data's own completion) and `completion`: what the model
         writes, without control tokens, cut after `max_new_tokens` tokens.
     """
-    was_training = model.training
+    was_training, batch_size = model.training, min(batch_size, objective.prompts_at_once or batch_size)
     model.eval()
-    records = []
+    written: dict[int, str] = {}
+    ordered = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
     try:
-        for example in examples:
-            prompt = torch.tensor([example.prompt_ids], device=device)  # (1, T)
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            prompts = left_padded([examples[i].prompt_ids for i in batch], objective.pad_token_id, device)
             with autocast:
                 ids = model.generate(
-                    input_ids=prompt,
-                    attention_mask=torch.ones_like(prompt),
+                    **objective.prompted(model, prompts),
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     temperature=None,
                     top_p=None,
                     top_k=None,
-                    eos_token_id=_ends(model, tokenizer),
-                    pad_token_id=pad_token(tokenizer),
+                    eos_token_id=_ends(model, objective.tokenizer),
+                    pad_token_id=objective.pad_token_id,
                 )
-            written = tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True).strip()
-            records.append(
-                {
-                    "origin": example.origin,
-                    "prompt": example.prompt,
-                    "reference": example.completion,
-                    "completion": written,
-                }
-            )
+            given = 0 if model.config.is_encoder_decoder else prompts["input_ids"].shape[1]
+            for i, row in zip(batch, ids[:, given:], strict=True):
+                written[i] = str(objective.tokenizer.decode(row, skip_special_tokens=True)).strip()
     finally:
         model.train(was_training)
-    return records
+    return [
+        {"origin": e.origin, "prompt": e.prompt, "reference": e.completion, "completion": written[i]}
+        for i, e in enumerate(examples)
+    ]
 
 
-def openings(corpus: Corpus, tokenizer: Any, count: int) -> list[Example]:
+def left_padded(prompts: Sequence[list[int]], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, (B, T), of prompts that end together, as generation wants them."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def openings(objective: Objective, corpus: Corpus, count: int) -> list[Example]:
     """`count` examples of a corpus; of plain text, which has no prompts, the first quarter of some samples."""
-    if corpus.examples or not corpus.samples:
-        return corpus.examples[:count]
+    return corpus.examples[:count] or drawn(objective, corpus, count)
+
+
+def drawn(objective: Objective, corpus: Corpus, count: int) -> list[Example]:
+    """`count` samples from all over a corpus, as prompts and what follows them."""
     apart = max(1, len(corpus.samples) // count) if count else 1
-    examples = []
-    for index in range(0, len(corpus.samples), apart)[:count]:
-        ids = corpus.samples[index].input_ids
-        seam = max(1, len(ids) // 4)
-        prompt, rest = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:seam], ids[seam:]))
-        examples.append(Example(prompt, rest, ids[:seam], f"block {index}"))
-    return examples
-
-
-def pad_token(tokenizer: Any) -> int:
-    """The padding token; where there is none any id will do, as padding is masked by position, never by id."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
+    places = range(0, len(corpus.samples), apart)[:count]
+    return [objective.opening(corpus.samples[place], f"sample {place}") for place in places]
 
 
 def _ends(model: Any, tokenizer: Any) -> list[int]:

@@ -1,70 +1,70 @@
 """The one normalisation: sum w nll / sum w over a whole accumulation window, however it is cut up."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastft.data import Sample, collate
-from fastft.data.collate import IGNORE_INDEX
+from fastft.data import Batch
+from fastft.data.attention import forward
 from fastft.losses import cross_entropy
 
-Batch = dict[str, Tensor]
+Losses = dict[str, Tensor]  # by a model's output: a scalar, at least fp32
 
 
-def to_batch(samples: Sequence[Sample], pad_token_id: int, device: torch.device) -> Batch:
-    """Tensors (B, T) of some samples, with `labels` and `token_weight` moved so that position t predicts token t + 1.
-
-    The last position predicts nothing. On a GPU T is a multiple of 8, as its matrix units like.
-    """
-    batch = collate(samples, pad_token_id, pad_to_multiple_of=8 if device.type == "cuda" else 1)
-    for name, nothing in (("labels", IGNORE_INDEX), ("token_weight", 0.0)):
-        if name in batch:
-            batch[name] = F.pad(batch[name][:, 1:], (0, 1), value=nothing)
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def totals(batches: Iterable[Batch]) -> dict[str, float]:
+    """sum w of each output over some batches: the denominators of their means."""
+    sums: dict[str, float] = {}
+    for batch in batches:
+        for target in batch.targets:
+            sums[target.output] = sums.get(target.output, 0.0) + target.total
+    return sums
 
 
-def supervision(samples: Iterable[Sample]) -> float:
-    """sum w over the tokens that are predicted, which are all but each sample's first."""
-    return sum(sum(sample.weights[1:]) for sample in samples)
-
-
-def batch_loss(model: Any, batch: Batch, num_items: float) -> Tensor:
-    """sum w nll / num_items over one batch of a causal language model, patched or not: a scalar, at least fp32."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    weight = batch.get("token_weight")
-    return cross_entropy(  # type: ignore[no-any-return]
-        logits.reshape(-1, logits.shape[-1]),
-        batch["labels"].reshape(-1),
-        token_weight=None if weight is None else weight.reshape(-1),
-        num_items=num_items,
-    )
+def batch_losses(model: Any, batch: Batch, items: Mapping[str, float]) -> Losses:
+    """sum w nll / items of each output over one batch, patched or not."""
+    outputs = forward(model, batch)
+    losses = {}
+    for target in batch.targets:
+        logits = getattr(outputs, target.output)
+        losses[target.output] = cross_entropy(
+            logits.reshape(-1, logits.shape[-1]),
+            target.labels.reshape(-1),
+            token_weight=target.weights.reshape(-1),
+            num_items=items[target.output] or 1.0,
+        )
+    return losses
 
 
 def window_gradient(
     model: Any,
-    window: Sequence[Sequence[Sample]],
-    pad_token_id: int,
+    batches: Sequence[Batch],
     device: torch.device,
     autocast: AbstractContextManager[Any],
-) -> Tensor:
-    """Add the gradient of the window's loss to every parameter's `.grad`.
+    scale: float = 1.0,
+) -> tuple[Tensor, Losses]:
+    """Add the gradient of a window's loss, times `scale`, to every parameter's `.grad`.
+
+    The loss is the sum over outputs of sum w nll / sum w, each over the whole window.
 
     Args:
-        window: micro-batches of samples. Any cut of the same samples gives the same gradient, to rounding.
+        batches: micro-batches, on the CPU. Any cut of the same samples gives the same gradient, to rounding.
         autocast: entered around each forward pass; must be reusable, as `torch.autocast` is.
 
     Returns:
-        Each micro-batch's share of the loss, (micro-batches,), detached; their sum is the window's loss.
+        Each micro-batch's share of the loss, (micro-batches,), whose sum is the window's loss; and that loss by output.
+        Detached, and not scaled.
     """
-    num_items = supervision(sample for samples in window for sample in samples)
-    shares = []
-    for samples in window:
+    items = totals(batches)
+    shares, parts = [], dict[str, Tensor]()
+    for batch in batches:
         with autocast:
-            loss = batch_loss(model, to_batch(samples, pad_token_id, device), num_items)
-        loss.backward()  # type: ignore[no-untyped-call]
-        shares.append(loss.detach())
-    return torch.stack(shares)
+            losses = batch_losses(model, batch.to(device), items)
+        share = torch.stack(list(losses.values())).sum()
+        (share * scale if scale != 1.0 else share).backward()  # type: ignore[no-untyped-call]
+        shares.append(share.detach())
+        for output, loss in losses.items():
+            parts[output] = parts.get(output, 0.0) + loss.detach()
+    return torch.stack(shares), parts

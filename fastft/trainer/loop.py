@@ -3,38 +3,45 @@
 import hashlib
 import math
 import time
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
+from fastft.data import Corpus, Objective
 from fastft.memory import peak_memory, reset_peak_memory
 from fastft.trainer.checkpoint import checkpoints, remove, save, step_of
 from fastft.trainer.config import TrainConfig
-from fastft.trainer.evaluate import evaluate
-from fastft.trainer.generate import complete, openings
-from fastft.trainer.gradient import supervision, window_gradient
+from fastft.trainer.error_rate import error_rate
+from fastft.trainer.evaluate import Evaluation, evaluate
+from fastft.trainer.generate import complete, drawn, openings
+from fastft.trainer.gradient import totals, window_gradient
 from fastft.trainer.interrupt import StopRequest
 from fastft.trainer.nonfinite import refuse_non_finite
 from fastft.trainer.plot import plot_losses
 from fastft.trainer.progress import Progress
 from fastft.trainer.rendering import write_text
 from fastft.trainer.report import Report, summarize
-from fastft.trainer.resume import fingerprint
 from fastft.trainer.schedule import factor
 from fastft.trainer.setup import Setup
 from fastft.trainer.state import Meter
+from fastft.trainer.tasks import Task, data_of, fingerprint
 
 
 class Trainer(Setup):
-    """Fine-tunes a causal language model.
+    """Fine-tunes a language model by one objective or several.
 
     One optimizer step takes `gradient_accumulation_steps` batches and the gradient of `sum w nll / sum w` over all of
-    their tokens. Weights, gradients and AdamW's state are fp32; with bf16 the matmuls of forward and backward run in
-    bf16 under `torch.autocast`. Every step first seeds torch's generators from (seed, step), so a resumed run is the
-    run that was not interrupted, bit for bit on a CPU, and an evaluation leaves the training as it is.
+    their labels, of one task or, with weights, of several. Weights, gradients and AdamW's state are fp32; with bf16 the
+    matmuls of forward and backward run in bf16 under `torch.autocast`. Every step first seeds torch's generators from
+    (seed, step), and every other random choice is a function of (seed, epoch, sample), so a resumed run is the run that
+    was not interrupted, bit for bit on a CPU, and an evaluation leaves the training as it is.
 
-    What it trains with (`model`, `tokenizer`, `train_data`, `optimizer`, ...) is described in `Setup`.
+    What it trains with (`model`, `tokenizer`, `tasks`, `optimizer`, ...) is described in `Setup`.
 
     Args:
         config: the run.
@@ -60,7 +67,7 @@ class Trainer(Setup):
         config, state = self.config, self.state
         for line in self.describe():
             self.progress.say(line)
-        with self.stop, self.progress:
+        with self.stop, self.progress, closing(self.shares):
             if state.step == 0 and config.eval_on_start:
                 self.assess()
             while state.step < self.max_steps and not self.stop:
@@ -84,37 +91,45 @@ class Trainer(Setup):
         started, step = time.perf_counter(), self.state.step
         reset_peak_memory(self.device)
         torch.manual_seed(step_seed(self.config.seed, step))
-        indices = self.windows[step]
-        window = [[self.train_data.samples[i] for i in batch] for batch in indices]
+        shares = self.shares[step]
+        waited = time.perf_counter() - started
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
 
         self.model.train()
-        shares = window_gradient(self.model, window, self.pad_token_id, self.device, self.autocast)
+        done, losses, loss = Meter(steps=1, waited=waited), [], 0.0
+        for share in shares:
+            found, parts = window_gradient(self.model, share.batches, self.device, self.autocast, share.turn.weight)
+            losses.append(found)
+            loss += share.turn.weight * found.sum().item()
+            done.count(share.batches)
+            self.count_parts(done, share.task, parts, totals(share.batches))
         limit = self.config.max_grad_norm or math.inf
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        refuse_non_finite(shares, self.grad_norm, indices, step + 1, self.learning_rate(step))
+        refuse_non_finite(
+            torch.cat(losses), self.grad_norm, [batch for share in shares for batch in share.indices], step + 1,
+            self.learning_rate(step),
+        )  # fmt: skip
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-        loss, samples = shares.sum().item(), [sample for batch in window for sample in batch]
-        weight = supervision(samples)
-        done = Meter(
-            steps=1,
-            loss=loss * weight,
-            weight=weight,
-            tokens=sum(len(sample.input_ids) for sample in samples),
-            supervised_tokens=sum(len(sample.weights) - 1 - sample.weights[1:].count(0.0) for sample in samples),
-            seconds=time.perf_counter() - started,
-        )
+        done.loss, done.seconds = loss * done.weight, time.perf_counter() - started
         self.state.add(done)
         self.peak_memory = max(self.peak_memory, peak_memory(self.device))
         self.progress.step(loss, done.seconds)
 
+    def count_parts(self, done: Meter, task: Task, losses: dict[str, Tensor], weights: dict[str, float]) -> None:
+        """The loss of each task, and of each output where a task has several; of one alone there are no parts."""
+        for output, loss in losses.items():
+            names = [task.name] * (len(self.tasks) > 1) + [output] * (len(losses) > 1)
+            if names:
+                done.parts[".".join(names)] = [loss.item() * weights[output], weights[output]]
+
     def learning_rate(self, step: int) -> float:
         """Of the step that follows `step` others."""
         config = self.config
-        return config.learning_rate * factor(config.lr_scheduler_type, step, config.warmup_steps, self.max_steps)
+        start, end = self.plan.course(step)
+        return config.learning_rate * factor(config.lr_scheduler_type, step - start, config.warmup_steps, end - start)
 
     def log_losses(self) -> None:
         """One record and one line for the steps since the last one."""
@@ -123,48 +138,75 @@ class Trainer(Setup):
         self.log.add(
             {
                 "step": step,
-                "epoch": self.windows.epoch_at(step),
+                "epoch": self.epoch_at(step),
                 "loss": recent.mean_loss,
+                **({"losses": recent.mean_parts} if recent.parts else {}),
                 "learning_rate": rate,
                 "grad_norm": self.grad_norm,
                 "tokens_per_second": speed,
                 "supervised_tokens_per_second": recent.per_second(recent.supervised_tokens),
+                "data_share": recent.waited / recent.seconds if recent.seconds else 0.0,
             }
         )
+        parts = "".join(f"  {name} {value:.4f}" for name, value in recent.mean_parts.items())
         self.progress.say(
-            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  loss {recent.mean_loss:.4f}  lr {rate:.2e}  "
-            f"grad norm {self.grad_norm:.2f}  {speed:,.0f} tokens/s  {self.progress.left()} left"
+            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  loss {recent.mean_loss:.4f}{parts}  "
+            f"lr {rate:.2e}  grad norm {self.grad_norm:.2f}  {speed:,.0f} tokens/s  {self.progress.left()} left"
         )
         self.state.recent = Meter()
 
     def assess(self) -> None:
         """Loss and perplexity on the held-out samples, and what the model now writes for some of them."""
-        if self.eval_data is None:
+        record: dict[str, Any] = {"step": self.state.step}
+        parts: dict[str, float] = {}
+        held_out = [(task, task.eval) for task in self.tasks if task.eval is not None]
+        for task, corpus in held_out:
+            with self.progress.subtask("evaluate") as subtask:
+                found = evaluate(
+                    self.model, task.objective, corpus, self.config.per_device_eval_batch_size, self.device,
+                    self.autocast, on_batch=subtask.update, should_stop=lambda: bool(self.stop),
+                )  # fmt: skip
+            if found is None:
+                return
+            name = f"{task.name}: " if len(self.tasks) > 1 else ""
+            named = {f"{task.name}.{output}" if name else output: loss for output, loss in found.parts.items()}
+            outputs = "".join(f", {output} {loss:.4f}" for output, loss in named.items() if len(named) > 1)
+            self.progress.say(
+                f"step {self.state.step}: {name}evaluation loss {found.eval_loss:.4f}, perplexity "
+                f"{found.perplexity:.2f}{outputs} ({len(corpus.samples):,} samples, {subtask.seconds:.1f} s)"
+            )
+            parts |= named if len(named) > 1 else {task.name: found.eval_loss}
+            record["eval_loss"] = record.get("eval_loss", 0.0) + found.eval_loss / len(held_out)
+        if not held_out:
             return
-        config, step, device, autocast = self.config, self.state.step, self.device, self.autocast
-        with self.progress.subtask("evaluate") as subtask:
-            found = evaluate(
-                self.model, self.eval_data.samples, config.per_device_eval_batch_size, self.pad_token_id, device,
-                autocast, on_batch=subtask.update, should_stop=lambda: bool(self.stop),
-            )  # fmt: skip
-        if found is None:
-            return
-        self.log.add({"step": step, "eval_loss": found.eval_loss, "perplexity": found.perplexity})
-        self.progress.say(
-            f"step {step}: evaluation loss {found.eval_loss:.4f}, perplexity {found.perplexity:.2f} "
-            f"({len(self.eval_data.samples):,} samples, {subtask.seconds:.1f} s)"
-        )
-        if examples := openings(self.eval_data, self.tokenizer, config.num_generations):
+        record["perplexity"] = Evaluation(record["eval_loss"]).perplexity
+        self.log.add({**record, **({"eval_losses": parts} if len(parts) > 1 else {})})
+        for task, corpus in held_out:
+            if task.objective.generates and self.model.can_generate():
+                self.write_samples(task.objective, corpus)
+
+    def write_samples(self, objective: Objective, corpus: Corpus) -> None:
+        """What the model now writes for held-out prompts, shown for a few, and its error rate over some more."""
+        config, step = self.config, self.state.step
+        write = partial(
+            complete, self.model, objective, max_new_tokens=config.generation_max_new_tokens, device=self.device,
+            autocast=self.autocast, batch_size=config.per_device_eval_batch_size,
+        )  # fmt: skip
+        if examples := openings(objective, corpus, config.num_generations):
             with self.progress.subtask("generate"):
-                texts = complete(
-                    self.model, self.tokenizer, examples, config.generation_max_new_tokens, device, autocast
-                )
-            self.log.add({"step": step, "generations": texts})
+                self.log.add({"step": step, "generations": write(examples)})
+        if compared := drawn(objective, corpus, config.eval_generations):
+            with self.progress.subtask("compare") as subtask:
+                rate = error_rate((text["reference"], text["completion"]) for text in write(compared))
+            self.log.add({"step": step, "error_rate": rate})
+            self.progress.say(
+                f"step {step}: word error rate {rate:.1%} ({len(compared):,} completions, {subtask.seconds:.1f} s)"
+            )
 
     def save(self) -> None:
         """Write checkpoint-<step>, then drop the oldest beyond `save_total_limit`."""
         config = self.config
-        facts = {**self.state.to_json(), "config": asdict(config), "data": fingerprint(self.train_data.samples)}
+        facts = {**self.state.to_json(), "config": asdict(config), "data": fingerprint(self.tasks)}
         optimizer = None if config.save_only_model else self.optimizer
         with self.progress.subtask("save") as subtask:
             self.saved = save(self.output_dir, self.state.step, self.model, self.tokenizer, optimizer, facts)
@@ -176,7 +218,7 @@ class Trainer(Setup):
         """Plot and report, also of a run that was stopped."""
         config, stopped_by = self.config, self.stop.signal
         plot_losses(
-            self.plot, self.log.having("loss"), self.log.having("eval_loss"), f"{config.model} on {config.train_data}"
+            self.plot, self.log.having("loss"), self.log.having("eval_loss"), f"{config.model} on {data_of(config)}"
         )
         report = summarize(self, self.peak_memory, stopped_by.name if stopped_by else None)
         report.write(self.output_dir)

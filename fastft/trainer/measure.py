@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastft.data import Batch
+from fastft.data.attention import forward
 from fastft.losses import linear_cross_entropy
 from fastft.memory import memory_now, peak_memory, reset_peak_memory
-from fastft.trainer.gradient import Batch
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class HeadCost:
 
 
 def head_cost(model: Any, batch: Batch, autocast: AbstractContextManager[Any], repeats: int = 2) -> HeadCost:
-    """Measure the head on one batch of shifted labels, see `to_batch`. Parameters get no gradient.
+    """Measure the head on what one batch learns at its first output. Parameters get no gradient.
 
     `unfused` is the usual course: logits at every position, a copy in fp32, cross-entropy that ignores -100.
     """
@@ -45,10 +46,10 @@ def head_cost(model: Any, batch: Batch, autocast: AbstractContextManager[Any], r
     handle = head.register_forward_pre_hook(lambda module, args: caught.append(args[0].detach()))
     try:
         with torch.no_grad(), autocast:
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            forward(model, batch)
     finally:
         handle.remove()
-    hidden, labels = caught[0].flatten(0, 1), batch["labels"].flatten()  # (N, D), (N,)
+    hidden, labels = caught[0].flatten(0, 1), batch.targets[0].labels.flatten()  # (N, D), (N,)
     weight, bias = head.weight.detach(), getattr(head, "bias", None)
     bias = None if bias is None else bias.detach()
 

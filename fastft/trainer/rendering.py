@@ -37,6 +37,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows = [
         ("model", f"{report.model}, {report.parameters / 1e6:,.1f} M parameters; {head}"),
         ("data", f"{report.data}: {report.train_samples:,} samples to train on, {report.eval_samples:,} held out"),
+        ("objective", report.objective),
         ("device", f"{report.device}, {report.precision}"),
         ("steps", done + (f", stopped by {report.interrupted_by}" if report.interrupted_by else "")),
         (
@@ -51,10 +52,17 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         rows.append(
             ("evaluation loss", f"{change}{report.eval_loss_after:.4f} (perplexity {report.perplexity_after:.2f})")
         )
+    for name, after in report.eval_losses_after.items():
+        known = report.eval_losses_before.get(name)
+        rows.append((f"  {name}", f"{after:.4f}" if known is None else f"{known:.4f} -> {after:.4f}"))
+    if report.error_rate_after is not None:
+        was = "" if report.error_rate_before is None else f"{report.error_rate_before:.1%} -> "
+        rows.append(("word error rate", f"{was}{report.error_rate_after:.1%} of held-out completions"))
     if report.train_loss is not None:
         rows.append(("training loss", f"{report.train_loss:.4f} at the end"))
     speed = f"{report.tokens_per_second:,.0f} tokens/s, {report.supervised_tokens_per_second:,.0f} supervised/s"
-    rows.append(("speed", f"{speed} ({report.seconds:,.1f} s of training steps)"))
+    waiting = f"{report.data_share:.1%} of it waiting for data"
+    rows.append(("speed", f"{speed} ({report.seconds:,.1f} s of training steps, {waiting})"))
     rows.append(("peak memory", f"{megabytes(report.peak_memory_bytes)} while training"))
     if report.head is not None:
         rows += _head_rows(report.head)

@@ -9,6 +9,7 @@ from fastft.trainer.checkpoint import write_json
 from fastft.trainer.device import describe
 from fastft.trainer.measure import HeadCost
 from fastft.trainer.setup import Setup
+from fastft.trainer.tasks import data_of
 
 REPORT = "report.json"
 
@@ -29,10 +30,13 @@ class Report:
     """Facts of a run. Losses are nats per supervised token, `seconds` are of training steps alone.
 
     tokens counts real tokens seen (no padding), supervised_tokens those that had a loss. eval_loss_before is that
-    of step 0. interrupted_by names the signal that ended the run early.
+    of step 0; eval_losses are by task or output, where there are several. error_rate compares completions with their
+    references, word by word. data_share is the share of the seconds in which a step waited for data. interrupted_by
+    names the signal that ended the run early.
     """
 
     model: str
+    objective: str
     data: str
     device: str
     precision: str
@@ -51,6 +55,11 @@ class Report:
     eval_loss_after: float | None
     perplexity_before: float | None
     perplexity_after: float | None
+    error_rate_before: float | None
+    error_rate_after: float | None
+    eval_losses_before: dict[str, float]
+    eval_losses_after: dict[str, float]
+    data_share: float
     peak_memory_bytes: int
     checkpoint: str | None
     plot: str
@@ -81,18 +90,20 @@ def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) ->
     """The report of a run as it stands, from its counters and its log."""
     config, total, losses = run.config, run.state.total, run.log.having("loss")
     first, last = _first_and_last(run.log.having("eval_loss"))
+    worse, better = _first_and_last(run.log.having("error_rate"))
     return Report(
         model=config.model,
-        data=config.train_data,
+        objective=" + ".join(task.config.objective for task in run.tasks),
+        data=data_of(config),
         device=describe(run.device),
         precision="bf16 autocast, fp32 weights and optimizer" if run.bf16 else "fp32",
         patch=config.patch,
-        train_samples=len(run.train_data.samples),
-        eval_samples=len(run.eval_data.samples) if run.eval_data else 0,
+        train_samples=sum(len(task.train.samples) for task in run.tasks),
+        eval_samples=sum(len(task.eval.samples) for task in run.tasks if task.eval),
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
         step=run.state.step,
         max_steps=run.max_steps,
-        epoch=run.windows.epoch_at(run.state.step),
+        epoch=run.epoch_at(run.state.step),
         tokens=total.tokens,
         supervised_tokens=total.supervised_tokens,
         seconds=total.seconds,
@@ -101,6 +112,11 @@ def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) ->
         eval_loss_after=last.get("eval_loss"),
         perplexity_before=first.get("perplexity"),
         perplexity_after=last.get("perplexity"),
+        error_rate_before=worse.get("error_rate"),
+        error_rate_after=better.get("error_rate"),
+        eval_losses_before=first.get("eval_losses", {}),
+        eval_losses_after=last.get("eval_losses", {}),
+        data_share=total.waited / total.seconds if total.seconds else 0.0,
         peak_memory_bytes=peak_memory_bytes,
         checkpoint=str(run.saved) if run.saved else None,
         plot=str(run.plot),

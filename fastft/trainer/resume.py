@@ -1,21 +1,22 @@
 """Where a run starts: afresh or from a checkpoint. Everything that forbids it is said before anything is loaded."""
 
-import hashlib
 import os
-from array import array
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastft.data import Sample
 from fastft.trainer.checkpoint import DamagedCheckpoint, checkpoints, read_state, step_of
-from fastft.trainer.config import TrainConfig
+from fastft.trainer.config import FIELDS, TrainConfig
 
 # The weights come from the checkpoint and the place in the data from these: a resumed run must keep them.
-FIXED = ("model", "per_device_train_batch_size", "gradient_accumulation_steps", "group_by_length", "seed")
+FIXED = (
+    "model", "objective", "per_device_train_batch_size", "gradient_accumulation_steps", "group_by_length", "packing",
+    "seed", "tasks", "task_schedule", "stages", "mlm_probability", "mask_replace_prob", "random_replace_prob",
+    "mlm_masking", "mlm_span_length", "nsp_probability", "noise_density", "mean_noise_span_length",
+    "ul2_weights", "ul2_mode_tokens",
+)  # fmt: skip
 # Fields that decide which samples there are: named when the data turns out to be other data.
-OF_DATA = ("train_data", "eval_fraction", "format", "mask", "max_length", "on_empty", "max_train_samples")
+OF_DATA = tuple(name for name, field in FIELDS.items() if field.metadata["own"] and name not in FIXED)
 # Fields that change what is learned from here on: allowed, and said aloud.
 OF_LEARNING = (
     "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
@@ -102,13 +103,13 @@ def _compare(start: Start, config: TrainConfig) -> None:
     start.notes.extend(f"changed since {start.checkpoint}: {changed[name]}" for name in OF_LEARNING if name in changed)
 
 
-def check_data(start: Start, config: TrainConfig, samples: Sequence[Sample]) -> None:
+def check_data(start: Start, config: TrainConfig, fingerprint: str) -> None:
     """Refuse to resume on other training samples than the checkpoint's.
 
     Raises:
         ValueError: they differ; the message names the settings that changed, if any did.
     """
-    if start.checkpoint is None or start.state["data"] == fingerprint(samples):
+    if start.checkpoint is None or start.state["data"] == fingerprint:
         return
     changed = [change for name, change in _changes(start, config).items() if name in OF_DATA]
     raise ValueError(
@@ -122,12 +123,3 @@ def _changes(start: Start, config: TrainConfig) -> dict[str, str]:
     """The fields that are not what the checkpoint's run had, in words."""
     before, now = start.state["config"], asdict(config)
     return {name: f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if before.get(name) != now[name]}
-
-
-def fingerprint(samples: Sequence[Sample]) -> str:
-    """A hash of every token and weight, in order."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(array("q", [len(sample.input_ids), *sample.input_ids]).tobytes())
-        digest.update(array("d", sample.weights).tobytes())
-    return digest.hexdigest()

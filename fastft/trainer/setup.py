@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastft.data.isolation import check_isolation
+from fastft.data.objectives import objective_class
 from fastft.hf.patch import patch
 from fastft.hf.pretrained import load
+from fastft.trainer.ahead import Ahead
 from fastft.trainer.checkpoint import load_optimizer
 from fastft.trainer.config import TrainConfig
-from fastft.trainer.corpora import check_fits, load_corpora
 from fastft.trainer.device import training_device, use_bf16
-from fastft.trainer.generate import pad_token
 from fastft.trainer.log import RunLog
 from fastft.trainer.optimizer import adamw
 from fastft.trainer.progress import say
 from fastft.trainer.resume import check_data, choose_start
 from fastft.trainer.state import State
-from fastft.trainer.windows import Windows
+from fastft.trainer.tasks import Share, check_fits, data_of, fingerprint, make_plan, make_tasks
 
 CONFIG, PLOT = "config.yaml", "loss.png"
 
@@ -28,8 +29,9 @@ class Setup:
     """What `Trainer` trains with; all of it can be read, and replaced before `train()`.
 
     model, tokenizer:      from `config.model`, or from the checkpoint to go on from. The model is fp32, on `device`.
-    train_data, eval_data: `fastft.data.Corpus`; eval_data is None where nothing is held out.
-    optimizer, windows:    AdamW, and which samples each step sees. `max_steps` is the length of the run.
+    tasks:                 objectives with their samples; most runs have one.
+    optimizer, plan:       AdamW, and which tasks each step learns from. `max_steps` is the length of the run.
+    shares:                what each step learns from, made one step ahead.
     state, log, saved:     what has been counted, log.jsonl, and the newest checkpoint of this run.
     config_file:           the config as written to `output_dir`, for `fastft train`.
     device, autocast:      where, and the context in which every forward pass runs.
@@ -45,22 +47,24 @@ class Setup:
         self.start = choose_start(config)
 
         source = str(self.start.checkpoint or config.model)
-        say(self.console, f"loading {source} and {config.train_data}")
-        self.model, self.tokenizer = load(source, torch.float32)
-        self.pad_token_id = pad_token(self.tokenizer)
-        self.train_data, self.eval_data = load_corpora(config, self.tokenizer)
-        for corpus in (self.train_data, *([self.eval_data] if self.eval_data else [])):
-            check_fits(self.model, corpus, config)
-        check_data(self.start, config, self.train_data.samples)
+        say(self.console, f"loading {source} and {data_of(config)}")
+        kinds = [task.get("objective", config.objective) for task in config.tasks or [{}]]
+        self.model, self.tokenizer = load(source, torch.float32, objective_class(kinds[0]).auto_class)
+        self.tasks, weights = make_tasks(config, self.tokenizer)
         _fit_out(self.model, config, self.device)
+        for task in self.tasks:
+            check_fits(self.model, task)
+            task.objective.prepare(self.model)
+            if task.config.packing:
+                check_isolation(self.model, task.objective)
+        check_data(self.start, config, fingerprint(self.tasks))
 
         self.optimizer = adamw(self.model, config)
-        self.windows = Windows(
-            self.train_data.lengths, config.per_device_train_batch_size, config.gradient_accumulation_steps,
-            config.seed, config.group_by_length,
-        )  # fmt: skip
-        by_epochs = math.ceil(config.num_train_epochs * self.windows.steps_per_epoch)
-        self.max_steps = config.max_steps if config.max_steps > 0 else by_epochs
+        by_epochs = math.ceil(config.num_train_epochs * self.tasks[0].windows.steps_per_epoch)
+        steps = config.max_steps if config.max_steps > 0 or config.stages else by_epochs
+        self.plan = make_plan(config, self.tasks, weights, steps)
+        self.max_steps = self.plan.max_steps
+        self.shares = Ahead(self.shares_of, self.max_steps)
         self.state = State()
         if self.start.checkpoint is not None:
             load_optimizer(self.start.checkpoint, self.model, self.optimizer)
@@ -71,6 +75,15 @@ class Setup:
         self.config_file = self.output_dir / CONFIG
         self.config_file.write_text(config.to_yaml(), encoding="utf-8")
 
+    def shares_of(self, step: int) -> list[Share]:
+        """Each taking task's part in a step. On a GPU rows are a multiple of 8, as its matrix units like."""
+        multiple = 8 if self.device.type == "cuda" else 1
+        return [Share(self.tasks[turn.task], turn, multiple) for turn in self.plan[step]]
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the data of the first task that are behind after `step` steps."""
+        return self.tasks[0].windows.epoch_at(self.plan.visits_before(step)[0])
+
     def describe(self) -> list[str]:
         """What is going to happen, a line each."""
         config = self.config
@@ -78,13 +91,15 @@ class Setup:
         lines = [*self.start.notes]
         if self.start.checkpoint is not None:
             lines.append(f"going on from {self.start.checkpoint}, step {self.state.step}")
-        for name, corpus in (("training", self.train_data), ("held-out", self.eval_data)):
-            if corpus is not None:
-                lines.append(f"{name} data: {'; '.join(corpus.stats.summary().splitlines())}")
-        lines.append(
-            f"{self.max_steps:,} steps of {per_step} samples, {self.windows.epoch_at(self.max_steps):.2f} epochs"
+        for task in self.tasks:
+            prefix = f"{task.name}: " if len(self.tasks) > 1 else ""
+            lines += [f"{prefix}{line}" for line in (f"objective {task.config.objective}", *task.describe())]
+        done = "; ".join(
+            f"{task.windows.epoch_at(visits):.2f} epochs{f' of {task.name}' if len(self.tasks) > 1 else ''}"
+            for task, visits in zip(self.tasks, self.plan.visits_before(self.max_steps), strict=True)
         )
-        return lines
+        unit = "rows" if config.packing else "samples"
+        return [*lines, f"{self.max_steps:,} steps of {per_step} {unit}, {done}"]
 
 
 def _fit_out(model: Any, config: TrainConfig, device: torch.device) -> None:

@@ -1,12 +1,19 @@
 """What a run has counted; kept in checkpoints so that a resumed run goes on counting."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from fastft.data import Batch
 
 
 @dataclass
 class Meter:
-    """Sums over some optimizer steps. `loss` is sum w nll, `weight` is sum w, `seconds` are of the steps alone."""
+    """Sums over some optimizer steps. `loss` is sum w nll, `weight` is sum w, `seconds` are of the steps alone.
+
+    waited: those of the seconds that went by until data was there. parts: `[sum w nll, sum w]` by task or output, where
+    there are several.
+    """
 
     steps: int = 0
     loss: float = 0.0
@@ -14,15 +21,31 @@ class Meter:
     tokens: int = 0
     supervised_tokens: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, other: "Meter") -> None:
         for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
+            if name != "parts":
+                setattr(self, name, getattr(self, name) + value)
+        for name, sums in other.parts.items():
+            self.parts[name] = [a + b for a, b in zip(self.parts.get(name, (0.0, 0.0)), sums, strict=True)]
+
+    def count(self, batches: Sequence[Batch]) -> None:
+        """Tokens and, of each batch's first target, labels and weight."""
+        for batch in batches:
+            self.tokens += batch.tokens
+            self.supervised_tokens += batch.targets[0].count
+            self.weight += batch.targets[0].total
 
     @property
     def mean_loss(self) -> float:
         """Token-weighted mean over the steps."""
         return self.loss / self.weight if self.weight else 0.0
+
+    @property
+    def mean_parts(self) -> dict[str, float]:
+        return {name: loss / weight if weight else 0.0 for name, (loss, weight) in self.parts.items()}
 
     def per_second(self, count: int) -> float:
         return count / self.seconds if self.seconds else 0.0

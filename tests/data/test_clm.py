@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from transformers import ByT5Tokenizer
 
-from fastft.data import clm
+from fastft.data.build import build as build_corpus
 from fastft.data.formats import Conversation, PromptCompletion, Text
 from fastft.data.masking import policy
+from fastft.data.objectives import make_objective
 from fastft.data.templates import Renderer
 
 from .chat_templates import CHATML
@@ -18,7 +19,8 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 def build(tokenizer, *records, mask="prompt", max_length=1024, on_empty="error"):
     renderer = Renderer(tokenizer)
     rendered = [(renderer.render(record, f"f:{line}"), f"f:{line}") for line, record in enumerate(records, start=1)]
-    return clm.build(rendered, tokenizer, policy(mask), max_length, on_empty)
+    objective = make_objective("clm", tokenizer, {"max_length": max_length})
+    return build_corpus(rendered, len(rendered), objective, policy(mask), on_empty)
 
 
 def sample(tokenizer, record, **options):

@@ -11,6 +11,8 @@ RECORDS = {
     "prompt_completion": {"prompt": "the user", "completion": " reads"},
     "instruction": {"instruction": "the", "input": "user", "output": "reads"},
     "messages": {"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "reads"}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "the"}, {"from": "gpt", "value": "reads"}]},
+    "source_target": {"source": "the", "target": "reads"},
 }
 
 
@@ -34,10 +36,20 @@ def jsonl(tmp_path):
 def test_every_format_from_file_to_samples(jsonl, chat, format, named):
     corpus = load_corpus(jsonl(RECORDS[format], RECORDS[format]), chat, format=format if named else "auto")
     first, second = corpus.samples
-    assert first == second
+    assert (first.input_ids, first.weights) == (second.input_ids, second.weights)
     text = chat.decode([token for token, weight in zip(first.input_ids, first.weights, strict=True) if weight])
     assert text.strip().endswith("reads<|im_end|>")
     assert corpus.stats.samples == 2
+
+
+def test_rows_and_tokens(tmp_path, jsonl, tokenizer):
+    (tmp_path / "data.csv").write_text('prompt,completion\n"the user"," reads, and\nreads"\n')
+    (sample,) = load_corpus(str(tmp_path / "data.csv"), tokenizer).samples
+    assert tokenizer.decode(sample.input_ids) == "the user reads, and\nreads<|endoftext|>"
+    for given in ({"weights": [1.0, 0.0, 0.5]}, {"labels": [-100, -100, 7]}, {}):
+        (sample,) = load_corpus(jsonl({"input_ids": [5, 6, 7], **given}), tokenizer).samples
+        assert sample.input_ids == [5, 6, 7]
+        assert sample.weights == {"weights": [0, 0, 0.5], "labels": [0, 0, 1]}.get(next(iter(given), ""), [0, 1, 1])
 
 
 def test_text_files_and_folders(tmp_path, tokenizer):
@@ -86,7 +98,9 @@ def test_a_corpus_is_the_same_each_time(jsonl, chat):
     ("options", "message"),
     [
         ({"mask": "promt"}, "mask: got 'promt'"),
-        ({"format": "alpaca"}, "format: got 'alpaca'"),
+        ({"format": "alpca"}, "format: got 'alpca'; one of auto, text, .*, alpaca is wanted"),
+        ({"num_proc": -1}, "num_proc: got -1"),
+        ({"on_empty": "skip"}, "on_empty: got 'skip'"),
         ({"format": "messages"}, r"data\.jsonl:1: no column 'messages'; found prompt, completion"),
         ({"split": "test"}, "split: got 'test'"),
         ({"limit": 0}, "limit: got 0"),

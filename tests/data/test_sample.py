@@ -1,6 +1,6 @@
 import pytest
 
-from fastft.data import Corpus, Sample, Stats
+from fastft.data import Corpus, Sample, Samples, Stats
 
 
 def test_weights_and_ids_have_one_length():
@@ -27,5 +27,5 @@ def test_stats_count_and_tell():
 
 
 def test_lengths_are_in_sample_order():
-    corpus = Corpus([Sample([1, 2], [0.0, 1.0]), Sample([1, 2, 3], [0.0, 1.0, 1.0])], Stats(), [])
+    corpus = Corpus(Samples.of([Sample([1, 2], [0.0, 1.0]), Sample([1, 2, 3], [0.0, 1.0, 1.0])]), Stats(), [])
     assert corpus.lengths == [2, 3]

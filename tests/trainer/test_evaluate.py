@@ -4,7 +4,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fastft.data import Sample
+from fastft.data import Corpus, Sample, Samples, Stats
 from fastft.trainer.evaluate import Evaluation, evaluate
 
 from .conftest import MakeTrainer
@@ -24,16 +24,20 @@ def by_hand(model: torch.nn.Module, samples: list[Sample]) -> float:
     return total / weight
 
 
+def corpus_of(samples: list[Sample]) -> Corpus:
+    return Corpus(Samples.of(samples), Stats(), [])
+
+
 @pytest.mark.parametrize("patch", [True, False])
 def test_is_the_token_weighted_mean_for_every_batch_size(make_trainer: MakeTrainer, patch: bool) -> None:
     trainer = make_trainer(patch=patch)
-    samples = trainer.train_data.samples
+    samples, objective = trainer.tasks[0].train.samples, trainer.tasks[0].objective
     samples = [Sample(s.input_ids, [w * (0.5 + i % 3) for w in s.weights]) for i, s in enumerate(samples)]
     trainer.model.eval()
     expected = by_hand(trainer.model, samples)
     trainer.model.train()
     for batch_size in (1, 5, 100):
-        found = evaluate(trainer.model, samples, batch_size, 0, CPU, nullcontext())
+        found = evaluate(trainer.model, objective, corpus_of(samples), batch_size, CPU, nullcontext())
         assert found is not None
         assert found.eval_loss == pytest.approx(expected, rel=1e-5)
         assert found.perplexity == pytest.approx(math.exp(expected), rel=1e-4)
@@ -47,10 +51,10 @@ def test_says_how_far_it_is_and_stops_when_told(make_trainer: MakeTrainer) -> No
     def on_batch(done: int, total: int) -> None:
         seen.append((done, total))
 
-    samples = trainer.train_data.samples[:5]
-    assert evaluate(trainer.model, samples, 2, 0, CPU, nullcontext(), on_batch)
+    corpus, objective = corpus_of(trainer.tasks[0].train.samples[:5]), trainer.tasks[0].objective
+    assert evaluate(trainer.model, objective, corpus, 2, CPU, nullcontext(), on_batch)
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    stopped = evaluate(trainer.model, samples, 2, 0, CPU, nullcontext(), on_batch, lambda: len(seen) > 4)
+    stopped = evaluate(trainer.model, objective, corpus, 2, CPU, nullcontext(), on_batch, lambda: len(seen) > 4)
     assert stopped is None
     assert len(seen) == 5
 

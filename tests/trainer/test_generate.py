@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastft.trainer.generate import complete, openings, pad_token
+from fastft.trainer.generate import complete, drawn, openings
 
 from .conftest import MakeTrainer
 
@@ -14,8 +14,9 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("patch", [True, False])
 def test_completions_are_greedy(make_trainer: MakeTrainer, patch: bool) -> None:
     trainer = make_trainer(patch=patch)
-    example = trainer.train_data.examples[1]
-    [record] = complete(trainer.model, trainer.tokenizer, [example], 5, CPU, nullcontext())
+    task = trainer.tasks[0]
+    example = task.train.examples[1]
+    [record] = complete(trainer.model, task.objective, [example], 5, CPU, nullcontext())
     ids = list(example.prompt_ids)
     trainer.model.eval()
     for _ in range(5):
@@ -32,11 +33,12 @@ def test_completions_are_greedy(make_trainer: MakeTrainer, patch: bool) -> None:
 
 def test_a_completion_ends_at_the_end_token(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
-    model, tokenizer, examples = trainer.model, trainer.tokenizer, trainer.train_data.examples[:1]
-    [full] = complete(model, tokenizer, examples, 8, CPU, nullcontext())
+    model, tokenizer, task = trainer.model, trainer.tokenizer, trainer.tasks[0]
+    objective, examples = task.objective, task.train.examples[:1]
+    [full] = complete(model, objective, examples, 8, CPU, nullcontext())
     first = int(model(input_ids=torch.tensor([examples[0].prompt_ids])).logits[0, -1].argmax())
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
-    [ended] = complete(model, tokenizer, examples, 8, CPU, nullcontext())
+    [ended] = complete(model, objective, examples, 8, CPU, nullcontext())
     assert ended["completion"] == tokenizer.decode([first]).strip()
     assert len(full["completion"]) > len(ended["completion"])
 
@@ -45,16 +47,20 @@ def test_plain_text_is_continued_from_its_first_quarter(make_trainer: MakeTraine
     text = tmp_path / "text.txt"
     text.write_text("Tell me of the grass. The grass is green indeed.\n" * 20)
     trainer = make_trainer(train_data=str(text), max_length=32)
-    found = openings(trainer.train_data, trainer.tokenizer, 3)
+    task = trainer.tasks[0]
+    found = openings(task.objective, task.train, 3)
     assert len(found) == 3
     for example in found:
         assert len(example.prompt_ids) == 8
         assert example.completion
-    assert openings(trainer.train_data, trainer.tokenizer, 0) == []
+    assert openings(task.objective, task.train, 0) == []
 
 
-def test_pad_token_falls_back(make_trainer: MakeTrainer) -> None:
-    tokenizer = make_trainer().tokenizer
-    assert pad_token(tokenizer) == tokenizer.pad_token_id
-    tokenizer.pad_token = tokenizer.eos_token = None
-    assert pad_token(tokenizer) == 0
+def test_prompts_in_a_batch_are_completed_as_alone(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    task = trainer.tasks[0]
+    examples = drawn(task.objective, task.train, 7)
+    assert len({len(example.prompt_ids) for example in examples}) > 1
+    alone = complete(trainer.model, task.objective, examples, 6, CPU, nullcontext())
+    assert complete(trainer.model, task.objective, examples, 6, CPU, nullcontext(), batch_size=3) == alone
+    assert [text["reference"].startswith("the ") for text in alone] == [True] * 7

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fastft import patch
-from fastft.data import Sample
-from fastft.trainer.gradient import supervision, to_batch, window_gradient
+from fastft.data import Batch, Sample
+from fastft.data.batch import lay_out, shifted
+from fastft.trainer.gradient import totals, window_gradient
 
 CPU = torch.device("cpu")
 VOCAB = 37
@@ -51,6 +52,10 @@ def samples_of(sizes: list[int], tiers: list[float]) -> list[Sample]:
     return samples
 
 
+def batch_of(samples: list[Sample]) -> Batch:
+    return lay_out([[shifted(s.input_ids, s.weights)] for s in samples], 0, causal=True)
+
+
 @settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(2, 12), min_size=1, max_size=7),
@@ -67,8 +72,9 @@ def test_any_cut_into_micro_batches_gives_the_gradient_of_the_whole(
     window = [samples[a:b] for a, b in pairwise(edges)]
     model = MODELS[dtype, patched]
     model.zero_grad()
-    shares = window_gradient(model, window, 0, CPU, nullcontext())
+    shares, parts = window_gradient(model, [batch_of(part) for part in window], CPU, nullcontext())
     assert shares.shape == (len(window),)
+    torch.testing.assert_close(shares.sum(), parts["logits"])
     expected = reference_gradient(samples)
     scale = max(gradient.abs().max().item() for gradient in expected)
     tolerance = scale * (1e-6 if dtype == torch.float64 else 2e-5)
@@ -76,15 +82,29 @@ def test_any_cut_into_micro_batches_gives_the_gradient_of_the_whole(
         assert (parameter.grad.double() - gradient).abs().max() <= tolerance
 
 
-def test_labels_and_weights_move_to_the_position_that_predicts_them() -> None:
-    batch = to_batch([Sample([5, 6, 7], [1.0, 0.0, 0.5]), Sample([8, 9], [0.0, 1.0])], 0, CPU)
-    assert batch["labels"].tolist() == [[-100, 7, -100], [9, -100, -100]]
-    assert batch["token_weight"].tolist() == [[0.0, 0.5, 0.0], [1.0, 0.0, 0.0]]
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
+def test_the_denominator_is_of_the_whole_window() -> None:
+    window = [batch_of([Sample([5, 6, 7], [1.0, 0.25, 0.5])]), batch_of([Sample([8, 9], [1.0, 2.0])])]
+    assert totals(window) == {"logits": 2.75}
 
 
-def test_supervision_leaves_out_the_first_token() -> None:
-    assert supervision([Sample([5, 6, 7], [1.0, 0.25, 0.5]), Sample([8], [1.0])]) == 0.75
+def test_a_scaled_window_has_a_scaled_gradient_and_its_own_loss() -> None:
+    model, window = MODELS[torch.float64, False], [batch_of(samples_of([5, 7], [1.0]))]
+    found = []
+    for scale in (1.0, 0.25):
+        model.zero_grad()
+        shares, _ = window_gradient(model, window, CPU, nullcontext(), scale)
+        found.append((shares, [parameter.grad.clone() for parameter in model.parameters()]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for whole, part in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(0.25 * whole, part)
+
+
+def test_a_window_without_labels_is_a_zero() -> None:
+    model = MODELS[torch.float32, True]
+    model.zero_grad()
+    shares, _ = window_gradient(model, [batch_of([Sample([5, 6, 7], [0.0, 0.0, 0.0])])], CPU, nullcontext())
+    assert shares.tolist() == [0.0]
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
 def test_a_sequence_as_long_as_the_vocabulary_is_not_taken_for_classes() -> None:
@@ -93,7 +113,7 @@ def test_a_sequence_as_long_as_the_vocabulary_is_not_taken_for_classes() -> None
     model = MODELS[torch.float64, False]
     expected = reference_gradient(samples)
     model.zero_grad()
-    window_gradient(model, [samples], 0, CPU, nullcontext())
+    window_gradient(model, [batch_of(samples)], CPU, nullcontext())
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-8)
 
@@ -103,7 +123,8 @@ def test_bf16_autocast_stays_close_and_leaves_gradients_in_fp32(patched: bool) -
     samples = samples_of([9, 4, 11], [0.0, 1.0])
     model = MODELS[torch.float32, patched]
     model.zero_grad()
-    window_gradient(model, [samples[:1], samples[1:]], 0, CPU, torch.autocast("cpu", torch.bfloat16))
+    batches = [batch_of(samples[:1]), batch_of(samples[1:])]
+    window_gradient(model, batches, CPU, torch.autocast("cpu", torch.bfloat16))
     expected = torch.cat([gradient.flatten() for gradient in reference_gradient(samples)])
     got = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     assert got.dtype == torch.float32

@@ -88,11 +88,12 @@ def test_gradients_are_clipped_to_the_global_norm(make_trainer: MakeTrainer, tmp
 
 def test_a_loss_that_is_no_number_stops_the_run_on_the_spot(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(save_steps=2, max_steps=5)
-    second = trainer.windows[3][1]
+    task = trainer.tasks[0]
+    second = [index for row in task.windows[3][1] for index in row]
 
     def poison(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-        batch = {tuple(trainer.train_data.samples[i].input_ids) for i in second}
-        ids = {tuple(row[row != trainer.pad_token_id].tolist()) for row in args[0]}  # type: ignore[index]
+        batch = {tuple(trainer.tasks[0].train.samples[i].input_ids) for i in second}
+        ids = {tuple(row[row != task.objective.pad_token_id].tolist()) for row in args[0]}  # type: ignore[index]
         is_second = any(row[: len(one)] == one for row in batch for one in ids)
         return output * float("nan") if trainer.state.step == 3 and is_second else output
 
@@ -113,14 +114,14 @@ def test_only_the_newest_checkpoints_are_kept(make_trainer: MakeTrainer, tmp_pat
 
 def test_length_by_epochs(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer(max_steps=-1, num_train_epochs=1.5)
-    assert trainer.windows.steps_per_epoch == 4  # 24 samples, 3 per batch, 2 batches per step
+    assert trainer.tasks[0].windows.steps_per_epoch == 4  # 24 samples, 3 per batch, 2 batches per step
     assert trainer.max_steps == 6
 
 
 def test_counts_and_rates(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(max_steps=4)
     report = trainer.train()
-    stats = trainer.train_data.stats
+    stats = trainer.tasks[0].train.stats
     assert (report.tokens, report.supervised_tokens) == (stats.tokens, stats.supervised_tokens)
     assert report.epoch == 1
     assert report.tokens_per_second == pytest.approx(report.tokens / report.seconds)
@@ -130,7 +131,7 @@ def test_counts_and_rates(make_trainer: MakeTrainer) -> None:
 def test_weights_of_tokens_count(make_trainer: MakeTrainer) -> None:
     """A window's loss is normalised by the sum of its weights, and so are the logged means."""
     trainer = make_trainer(max_steps=1, logging_steps=1)
-    for sample in trainer.train_data.samples:
+    for sample in trainer.tasks[0].train.samples:
         sample.weights[:] = [weight * 0.125 for weight in sample.weights]
     light = trainer.train().train_loss
     assert light == pytest.approx(

@@ -3,23 +3,20 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from fastft.data import Batch, Target
 from fastft.trainer import measure
-from fastft.trainer.gradient import to_batch
 from fastft.trainer.measure import Cost, head_cost
 
 from .conftest import MakeTrainer
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("patch", [True, False])
 def test_head_cost_counts_positions_and_leaves_no_gradient(make_trainer: MakeTrainer, patch: bool) -> None:
     trainer = make_trainer(patch=patch)
-    samples = trainer.train_data.samples[:4]
-    batch = to_batch(samples, 0, CPU)
+    batch = trainer.shares_of(0)[0].batches[0]
     cost = head_cost(trainer.model, batch, nullcontext())
-    assert cost.positions == batch["labels"].numel()
-    assert cost.supervised == sum(weight != 0 for sample in samples for weight in sample.weights[1:])
+    assert cost.positions == batch.targets[0].labels.numel()
+    assert cost.supervised == batch.targets[0].count
     assert cost.vocab == trainer.model.config.vocab_size
     for one in (cost.fused, cost.unfused):
         assert one.seconds is not None
@@ -46,7 +43,7 @@ def test_head_cost_sees_the_logits_of_the_unfused_head() -> None:
 
     ids = torch.randint(100, (2, 1000))
     labels = ids.masked_fill(torch.arange(1000) % 10 > 0, -100)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    batch = Batch({"input_ids": ids}, (Target("logits", labels, (labels >= 0).float()),), ids.numel())
     cost = head_cost(Model(), batch, nullcontext(), repeats=1)
     logits = 2000 * 20_000 * 4
     assert cost.supervised == 200
@@ -63,6 +60,6 @@ def test_running_out_of_memory_is_an_answer(make_trainer: MakeTrainer, monkeypat
         raise torch.OutOfMemoryError("tried to allocate 900 GiB")
 
     monkeypatch.setattr(measure.F, "cross_entropy", no_room)
-    cost = head_cost(trainer.model, to_batch(trainer.train_data.samples[:2], 0, CPU), nullcontext())
+    cost = head_cost(trainer.model, trainer.shares_of(0)[0].batches[0], nullcontext())
     assert cost.unfused == Cost(None, None)
     assert cost.fused.seconds is not None

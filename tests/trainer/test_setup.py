@@ -33,18 +33,18 @@ def test_a_head_that_cannot_be_patched_names_the_way_out(
 
 def test_held_out_data_by_file_or_by_fraction(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     whole = make_trainer(output_dir=str(tmp_path / "a"))
-    assert whole.eval_data is None
+    assert whole.tasks[0].eval is None
     divided = make_trainer(output_dir=str(tmp_path / "b"), eval_fraction=0.25)
-    assert divided.eval_data is not None
-    assert len(divided.train_data.samples) + len(divided.eval_data.samples) == len(whole.train_data.samples)
+    assert divided.tasks[0].eval is not None
+    assert len(divided.tasks[0].train.samples) + len(divided.tasks[0].eval.samples) == len(whole.tasks[0].train.samples)
     own = tmp_path / "own.jsonl"
     write_records(own, RECORDS[:7])
     other = make_trainer(output_dir=str(tmp_path / "c"), eval_data=str(own), max_eval_samples=5, max_train_samples=9)
-    assert other.eval_data is not None
-    assert (len(other.train_data.samples), len(other.eval_data.samples)) == (9, 5)
+    assert other.tasks[0].eval is not None
+    assert (len(other.tasks[0].train.samples), len(other.tasks[0].eval.samples)) == (9, 5)
     another = make_trainer(output_dir=str(tmp_path / "d"), eval_data=str(own), max_eval_samples=5, seed=3)
-    assert another.eval_data is not None
-    assert another.eval_data.samples == other.eval_data.samples  # of every seed, so that runs compare
+    assert another.tasks[0].eval is not None
+    assert another.tasks[0].eval.samples == other.tasks[0].eval.samples  # of every seed, so that runs compare
 
 
 def test_samples_longer_than_the_model_takes(make_trainer: MakeTrainer, tmp_path: Path) -> None:

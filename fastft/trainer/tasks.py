@@ -1,0 +1,167 @@
+"""What a run learns: one objective on its data, or several tasks that take turns."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fastft.data import Batch, Corpus, Draw, Mask, Objective, load_corpus, make_objective
+from fastft.data.packing import pack
+from fastft.trainer.config import FIELDS, TrainConfig, unknown_key
+from fastft.trainer.plan import Plan, Turn
+from fastft.trainer.windows import Rows, Windows
+
+# What a task of `tasks` may set for itself; everything else is the run's.
+OWN = frozenset(name for name, field in FIELDS.items() if field.metadata["own"])
+
+
+class Task:
+    """One objective, its samples, and which of them each of its windows holds.
+
+    name, config:  the task's, with the run's settings where it has none of its own.
+    objective:     makes batches of `train` and `eval`; eval is None where nothing is held out.
+    windows:       which samples its steps see; a row holds several with `packing`.
+    """
+
+    def __init__(self, name: str, config: TrainConfig, tokenizer: Any) -> None:
+        self.name, self.config = name, config
+        options = {field: getattr(config, field) for field in FIELDS}
+        self.objective: Objective = make_objective(config.objective, tokenizer, options)
+        self.train, self.eval = load_corpora(config, tokenizer, self.objective)
+        lengths = self.train.lengths
+        if config.packing and not self.objective.packs:
+            raise ValueError(f"packing: {config.objective} cannot share rows between samples; set packing to false")
+        rows = pack(lengths, config.max_length) if config.packing else None
+        self.filled = sum(lengths) / (len(rows) * config.max_length) if rows else None
+        self.windows = Windows(
+            lengths, config.per_device_train_batch_size, config.gradient_accumulation_steps, config.seed,
+            config.group_by_length, rows,
+        )  # fmt: skip
+
+    def batches(self, visit: int, multiple: int) -> list[Batch]:
+        """The micro-batches of one of its windows."""
+        draw = Draw(self.config.seed, self.windows.epoch_of(visit))
+        return [self.objective.batch(self.train.samples, rows, draw, multiple) for rows in self.windows[visit]]
+
+    def describe(self) -> list[str]:
+        lines = []
+        for name, corpus in (("training", self.train), ("held-out", self.eval)):
+            if corpus is not None:
+                lines.append(f"{name} data: {'; '.join(corpus.stats.summary().splitlines())}")
+        if self.filled is not None:
+            lines.append(f"packed: {self.filled:.1%} of each row of {self.config.max_length} is no padding")
+        return lines
+
+
+class Share:
+    """One task's part in a step: its turn, the indices of its samples, and its batches."""
+
+    def __init__(self, task: Task, turn: Turn, multiple: int) -> None:
+        self.task, self.turn = task, turn
+        self.rows: list[Rows] = task.windows[turn.visit]
+        self.batches = task.batches(turn.visit, multiple)
+
+    @property
+    def indices(self) -> list[list[int]]:
+        """Sample indices of each micro-batch."""
+        return [[index for row in rows for index in row] for rows in self.rows]
+
+
+def make_tasks(config: TrainConfig, tokenizer: Any) -> tuple[list[Task], list[Any]]:
+    """The tasks of a run and their weights; one task, named after its objective, where `tasks` is not given.
+
+    Raises:
+        ValueError, OSError: settings or data of a task that cannot be used.
+    """
+    if not config.tasks:
+        return [Task(config.objective, config, tokenizer)], [1.0]
+    tasks: list[Task] = []
+    weights: list[Any] = []
+    for number, given in enumerate(config.tasks):
+        own = {("train_data" if key == "data" else key): value for key, value in given.items()}
+        weight, name = own.pop("weight", 1.0), own.pop("name", None)
+        wrong = [key for key in own if key not in OWN]
+        if wrong:
+            about = f"{wrong[0]} is the run's, not a task's" if wrong[0] in FIELDS else unknown_key(wrong[0])
+            raise ValueError(f"tasks: number {number}: {about}; a task has name, weight and {', '.join(sorted(OWN))}")
+        merged = {field: getattr(config, field) for field in FIELDS} | {"tasks": None, "stages": None} | own
+        try:
+            task_config = TrainConfig(**merged)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"tasks: number {number}: {error}") from error
+        name = name or task_config.objective
+        if any(task.name == name for task in tasks):
+            raise ValueError(f"tasks: two are called {name!r}; give each a name of its own")
+        tasks.append(Task(name, task_config, tokenizer))
+        weights.append(weight)
+    return tasks, weights
+
+
+def make_plan(config: TrainConfig, tasks: list[Task], weights: list[Any], max_steps: int) -> Plan:
+    return Plan(
+        [task.name for task in tasks], weights, config.task_schedule, config.stages or (), config.seed, max_steps
+    )
+
+
+def load_corpora(config: TrainConfig, tokenizer: Any, objective: Objective) -> tuple[Corpus, Corpus | None]:
+    """Training and held-out samples; the latter from `eval_data`, or by `eval_fraction`, or None.
+
+    Raises:
+        ValueError, OSError: data that cannot be read or learned from, with file and line; see `load_corpus`.
+    """
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(Mask)}
+    mask = Mask(**{name: value for name, value in given.items() if value is not None})
+
+    def load(source: str, split: str, eval_fraction: float, limit: int | None, seed: int = 0) -> Corpus:
+        return load_corpus(
+            source, tokenizer, objective=objective, mask=mask, format=config.format, on_empty=config.on_empty,
+            split=split, eval_fraction=eval_fraction, limit=limit, seed=seed, num_proc=config.num_proc,
+            cache=config.cache, chat_template_kwargs=config.chat_template_kwargs,
+        )  # fmt: skip
+
+    assert config.train_data is not None
+    train = load(config.train_data, "train", config.eval_fraction, config.max_train_samples, config.seed)
+    if config.eval_data is not None:
+        return train, load(config.eval_data, "train", 0.0, config.max_eval_samples)
+    if config.eval_fraction:
+        return train, load(config.train_data, "eval", config.eval_fraction, config.max_eval_samples)
+    return train, None
+
+
+def check_fits(model: Any, task: Task) -> None:
+    """Refuse samples with more tokens than the model has positions.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    for module in model.modules():  # RoBERTa counts from behind its padding token
+        if isinstance(module, nn.Embedding) and module.num_embeddings == positions and module.padding_idx is not None:
+            positions -= module.padding_idx + 1
+    samples = task.train.samples
+    lengths, seams = samples.lengths, samples.arrays["boundaries"]
+    if model.config.is_encoder_decoder:
+        lengths = np.maximum(lengths - seams, seams)  # each half has positions of its own
+    longest = min(int(lengths.max()), max(task.objective.max_length, task.config.max_target_length or 0))
+    if longest > positions:
+        raise ValueError(
+            f"a sample has {longest} tokens, but {task.config.model} takes {positions}: "
+            f"lower max_length (now {task.config.max_length})"
+        )
+
+
+def fingerprint(tasks: list[Task]) -> str:
+    """A hash of every token and weight that trains, in order."""
+    if len(tasks) == 1:
+        return tasks[0].train.samples.fingerprint
+    return hashlib.sha256("".join(task.train.samples.fingerprint for task in tasks).encode()).hexdigest()
+
+
+def data_of(config: TrainConfig) -> str:
+    """What a run learns from, in words."""
+    sources = [task.get("data", task.get("train_data", config.train_data)) for task in config.tasks or [{}]]
+    return " + ".join(dict.fromkeys(map(str, sources)))
