@@ -28,9 +28,9 @@ def cosine(step: int, steps: int, peak: float = 1e-2, warmup: int = 20) -> float
 class Twins:
     """The same table, `rows` under a RowOptimizer and `dense` under torch's; they get the same gradients."""
 
-    def __init__(self, kind: type[RowOptimizer], torchs: Any, **options: Any) -> None:
-        start = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
-        self.embedding = SparseEmbedding(ROWS, WIDTH)
+    def __init__(self, kind: type[RowOptimizer], torchs: Any, rows: int = ROWS, **options: Any) -> None:
+        start = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(1))
+        self.embedding = SparseEmbedding(rows, WIDTH)
         self.embedding.weight.data.copy_(start)
         own = {n: options.pop(n) for n in ("engine", "backend", "semantics") if n in options}
         self.optimizer = kind(self.embedding.parameters(), **options, **own)
