@@ -37,7 +37,7 @@ RANKS = {
 }
 IMPORTS_INSIDE_FUNCTIONS = {"fastft/dispatch.py", "bench/peers.py"}
 TRANSFORMERS = ("fastft/hf/", "fastft/data/")
-JOBS = {"segment_sum": "embedding", "row_update": "embedding"}  # ops that a benchmark measures together
+JOBS = dict.fromkeys(("grouping", "segment_sum", "row_update"), "embedding")  # ops that a benchmark measures together
 MATH_INCLUDES = {"cmath", "cstdint"}
 
 

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include "../cpu/cross_entropy.h"
+#include "../cpu/grouping.h"
 #include "../cpu/isa.h"
 #include "../cpu/memory.h"
 #include "../cpu/row_update.h"
@@ -25,6 +26,12 @@ void cross_entropy(int64_t rows, int64_t vocab, uintptr_t logits, int64_t logits
       reinterpret_cast<const float*>(q), scale, softcap, reinterpret_cast<float*>(stats), threads});
 }
 
+int64_t group(int64_t n, uintptr_t ids, uintptr_t touched, uintptr_t order, uintptr_t ends) {
+  const py::gil_scoped_release release;
+  return fastft::cpu::group({n, reinterpret_cast<const int64_t*>(ids), reinterpret_cast<int64_t*>(touched),
+                             reinterpret_cast<int64_t*>(order), reinterpret_cast<int64_t*>(ends)});
+}
+
 template <class T>
 void segment_sum(int64_t segments, int64_t width, uintptr_t values, int64_t stride, uintptr_t order,
                  uintptr_t ends, uintptr_t out, int threads) {
@@ -37,9 +44,9 @@ void segment_sum(int64_t segments, int64_t width, uintptr_t values, int64_t stri
 
 template <class T>
 void adamw_rows(int64_t rows, int64_t width, uintptr_t ids, uintptr_t table, int64_t stride, uintptr_t last,
-                uintptr_t slot, uintptr_t m, uintptr_t v, uintptr_t master, uintptr_t steps, int64_t until,
-                uintptr_t leap, uintptr_t grad, uintptr_t out, double beta1, double beta2, double eps,
-                int threads) {
+                uintptr_t slot, uintptr_t m, uintptr_t v, int64_t filled, uintptr_t master, uintptr_t steps,
+                int64_t until, uintptr_t leap, uintptr_t grad, uintptr_t out, uintptr_t order, uintptr_t ends,
+                double beta1, double beta2, double eps, int threads) {
   const py::gil_scoped_release release;
   fastft::cpu::adamw_rows<T>({rows,
                               width,
@@ -50,12 +57,15 @@ void adamw_rows(int64_t rows, int64_t width, uintptr_t ids, uintptr_t table, int
                               reinterpret_cast<const int32_t*>(slot),
                               reinterpret_cast<float*>(m),
                               reinterpret_cast<float*>(v),
+                              filled,
                               reinterpret_cast<float*>(master),
                               reinterpret_cast<const AdamWStep*>(steps),
                               until,
                               reinterpret_cast<const AdamWLeap*>(leap),
                               reinterpret_cast<const void*>(grad),
                               reinterpret_cast<void*>(out),
+                              reinterpret_cast<const int64_t*>(order),
+                              reinterpret_cast<const int64_t*>(ends),
                               {static_cast<float>(1 - beta1), static_cast<float>(beta2),
                                static_cast<float>(1 - beta2), static_cast<float>(eps)},
                               threads});
@@ -72,6 +82,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("cross_entropy_float32", &cross_entropy<float>);
   m.def("cross_entropy_bfloat16", &cross_entropy<fastft::math::bf16>);
   m.def("cross_entropy_float16", &cross_entropy<fastft::math::fp16>);
+  m.def("group", &group);
   m.def("segment_sum_float32", &segment_sum<float>);
   m.def("segment_sum_bfloat16", &segment_sum<fastft::math::bf16>);
   m.def("segment_sum_float16", &segment_sum<fastft::math::fp16>);

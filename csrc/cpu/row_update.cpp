@@ -5,6 +5,7 @@
 #include "../math/half.h"
 #include "isa.h"
 #include "parallel.h"
+#include "prefetch.h"
 
 namespace fastft::cpu {
 namespace {
@@ -82,82 +83,146 @@ void catch_up(Block& b, bool has_state, const AdamWLeap* l, const AdamWStep* fro
   }
 }
 
-FT_CLONES bool any_below(const float* v, const float* m, int64_t n, float least) {
-  int below = 0;
-#pragma omp simd reduction(| : below)
-  for (int64_t i = 0; i < n; ++i) below |= (v[i] < least) & (m[i] != 0.0f);
-  return below;
+// A row of the table and what belongs to it, element by element.
+template <class T>
+struct Row {
+  T* p;
+  float *m, *v;
+  const T* g;
+};
+
+template <class T>
+Row<T> row_of(const AdamWRows& a, int64_t k) {
+  const int64_t slot = a.slot[a.ids[k]];
+  float *m = slot < 0 ? nullptr : a.m + slot * a.width, *v = slot < 0 ? nullptr : a.v + slot * a.width;
+  const T* g = a.grad ? static_cast<const T*>(a.grad) + k * a.width : nullptr;
+  return {static_cast<T*>(a.table) + a.ids[k] * a.stride, m, v, g};
 }
 
-// A row for which the leap is good enough, read or stepped in one pass; `to` may be `from`.
+// Where row k of the output goes first.
+template <class T>
+T* place_of(const AdamWRows& a, int64_t k) {
+  const int64_t first = a.order ? a.order[k ? a.ends[k - 1] : 0] : k;
+  return static_cast<T*>(a.out) + first * a.width;
+}
+
+// Its other places.
+template <class T>
+void repeat(const AdamWRows& a, int64_t k) {
+  if (!a.order) return;
+  const T* from = place_of<T>(a, k);
+  for (int64_t i = (k ? a.ends[k - 1] : 0) + 1; i < a.ends[k]; ++i) {
+    std::copy_n(from, a.width, static_cast<T*>(a.out) + a.order[i] * a.width);
+  }
+}
+
+void taken(const AdamWRows& a, int64_t k) {
+  a.last[a.ids[k]] = static_cast<int32_t>(a.until + (a.grad != nullptr));
+}
+
+// The elements from `start` on that one iteration of the loops below takes.
+template <class T>
+void prefetch(const Row<T>& r, int64_t start) {
+  prefetch_block<kBlock>(r.p + start);
+  if (r.g) prefetch_block<kBlock>(r.g + start);
+  if (r.m) prefetch_block<kBlock>(r.m + start), prefetch_block<kBlock>(r.v + start);
+}
+
+// Blocks of a row from `start` on, for as long as the leap is good enough, read or stepped in one pass while
+// the same of the next row is fetched; returns where it ended. `to` may be r.p.
 template <class T, bool kStep>
-FT_CLONES void leap_row(T* to, const T* from, float* m, float* v, const T* g, int64_t n, const AdamWLeap l,
-                        const AdamWStep s, const AdamWConstants c) {
+FT_CLONES int64_t leap_row(int64_t start, T* to, const Row<T> r, const Row<T> next, int64_t n,
+                           const AdamWLeap l, const AdamWStep s, const AdamWConstants c) {
+  const float least = math::adamw_least_v(l, c);
+  for (; start < n; start += kBlock) {
+    const int64_t end = std::min(n, start + kBlock);
+    int below = 0;
+    prefetch(next, start);
+#pragma omp simd reduction(| : below)
+    for (int64_t i = start; i < end; ++i) below |= (r.v[i] < least) & (r.m[i] != 0.0f);
+    if (below) break;
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    float p = math::to_float(from[i]), m_i = m[i], v_i = v[i];
-    math::adamw_leap(p, m_i, v_i, l, c);
-    if (kStep) {
-      math::adamw_step(p, m_i, v_i, math::to_float(g[i]), s, c);
-      m[i] = m_i;
-      v[i] = v_i;
+    for (int64_t i = start; i < end; ++i) {
+      float p = math::to_float(r.p[i]), m = r.m[i], v = r.v[i];
+      math::adamw_leap(p, m, v, l, c);
+      if (kStep) {
+        math::adamw_step(p, m, v, math::to_float(r.g[i]), s, c);
+        r.m[i] = m;
+        r.v[i] = v;
+      }
+      to[i] = math::from_float<T>(p);
     }
-    to[i] = math::from_float<T>(p);
+  }
+  return start;
+}
+
+// A row whose missed steps are a factor: it has missed none, or has no state so far. With kFresh its m and v
+// are written, not read.
+template <class T, bool kStep, bool kFresh>
+FT_CLONES void scale_row(T* to, const Row<T> r, const Row<T> next, int64_t n, float factor, const AdamWStep s,
+                         const AdamWConstants c) {
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const int64_t end = std::min(n, start + kBlock);
+    prefetch(next, start);
+#pragma omp simd
+    for (int64_t i = start; i < end; ++i) {
+      float p = math::to_float(r.p[i]) * factor;
+      if (kStep) {
+        float m = kFresh ? 0.0f : r.m[i], v = kFresh ? 0.0f : r.v[i];
+        math::adamw_step(p, m, v, math::to_float(r.g[i]), s, c);
+        r.m[i] = m;
+        r.v[i] = v;
+      }
+      to[i] = math::from_float<T>(p);
+    }
   }
 }
 
-// The common case: true where it was one and is done.
+// One block of any row.
 template <class T>
-bool leapt(const AdamWRows& a, int64_t row) {
-  const int64_t id = a.ids[row], slot = a.slot[id];
-  if (!a.leap || slot < 0 || a.master || !(a.out || a.grad)) return false;
-  const AdamWLeap& l = a.leap[row];
-  float *m = a.m + slot * a.width, *v = a.v + slot * a.width;
-  const float least = math::adamw_least_v(l, a.constants);
-  if (least > 0.0f && any_below(v, m, a.width, least)) return false;
-  T* table = static_cast<T*>(a.table) + id * a.stride;
-  if (a.out) {
-    T* out = static_cast<T*>(a.out) + row * a.width;
-    leap_row<T, false>(out, table, m, v, nullptr, a.width, l, {}, a.constants);
-  } else {
-    const T* g = static_cast<const T*>(a.grad) + row * a.width;
-    leap_row<T, true>(table, table, m, v, g, a.width, l, a.steps[a.until], a.constants);
-    a.last[id] = static_cast<int32_t>(a.until + 1);
+void adamw_block(const AdamWRows& a, int64_t k, const Row<T>& r, int64_t start) {
+  const int64_t n = std::min(kBlock, a.width - start), slot = a.slot[a.ids[k]];
+  float* master = a.master && r.m ? a.master + slot * a.width : nullptr;
+  const AdamWStep *from = a.steps + a.last[a.ids[k]], *to = a.steps + a.until;
+  Block b{};
+  master ? load(b.p, master + start, n) : load(b.p, r.p + start, n);
+  if (r.m && slot < a.filled) load(b.m, r.m + start, n), load(b.v, r.v + start, n);
+  catch_up(b, r.m, a.leap ? a.leap + k : nullptr, from, to, a.constants);
+  if (a.out) return store(place_of<T>(a, k) + start, b.p, n);
+  if (r.g) {
+    float g[kBlock];
+    load(g, r.g + start, n);
+    step(b, g, *to, a.constants);
   }
-  return true;
+  store(r.p + start, b.p, n);
+  if (master) store(master + start, b.p, n);
+  if (r.m) store(r.m + start, b.m, n), store(r.v + start, b.v, n);
+}
+
+// The common cases in one pass: the row up to where there was none.
+template <class T, bool kStep>
+int64_t fast_row(const AdamWRows& a, int64_t k, const Row<T>& row, int64_t start) {
+  const AdamWLeap* l = a.leap ? a.leap + k : nullptr;
+  const bool current = a.last[a.ids[k]] == a.until, fresh = kStep && a.slot[a.ids[k]] >= a.filled;
+  if (a.master || (!l && !current)) return start;
+  T* to = kStep ? row.p : place_of<T>(a, k);
+  const Row<T> next = row_of<T>(a, std::min(k + 1, a.rows - 1));
+  const AdamWStep s = kStep ? a.steps[a.until] : AdamWStep{};
+  const float factor = current ? 1.0f : l->product;
+  if (fresh) return scale_row<T, kStep, true>(to, row, next, a.width, factor, s, a.constants), a.width;
+  if (current || !row.m)
+    return scale_row<T, kStep, false>(to, row, next, a.width, factor, s, a.constants), a.width;
+  return leap_row<T, kStep>(start, to, row, next, a.width, *l, s, a.constants);
 }
 
 template <class T>
-void adamw_row(const AdamWRows& a, int64_t row) {
-  if (leapt<T>(a, row)) return;
-  const int64_t id = a.ids[row], slot = a.slot[id];
-  const bool has_state = slot >= 0;
-  T* table = static_cast<T*>(a.table) + id * a.stride;
-  float* master = a.master && has_state ? a.master + slot * a.width : nullptr;
-  const AdamWStep* from = a.steps + a.last[id];
-  const AdamWStep* to = a.steps + a.until;
+void adamw_row(const AdamWRows& a, int64_t k) {
+  const Row<T> row = row_of<T>(a, k);
   for (int64_t start = 0; start < a.width; start += kBlock) {
-    const int64_t n = std::min(kBlock, a.width - start);
-    Block b{};
-    master ? load(b.p, master + start, n) : load(b.p, table + start, n);
-    float* m = a.m + slot * a.width + start;
-    float* v = a.v + slot * a.width + start;
-    if (has_state) load(b.m, m, n), load(b.v, v, n);
-    catch_up(b, has_state, a.leap ? a.leap + row : nullptr, from, to, a.constants);
-    if (a.out) {
-      store(static_cast<T*>(a.out) + row * a.width + start, b.p, n);
-      continue;
-    }
-    if (a.grad) {
-      float g[kBlock];
-      load(g, static_cast<const T*>(a.grad) + row * a.width + start, n);
-      step(b, g, *to, a.constants);
-    }
-    store(table + start, b.p, n);
-    if (master) store(master + start, b.p, n);
-    if (has_state) store(m, b.m, n), store(v, b.v, n);
+    if (a.out) start = fast_row<T, false>(a, k, row, start);
+    if (a.grad) start = fast_row<T, true>(a, k, row, start);
+    if (start < a.width) adamw_block<T>(a, k, row, start);
   }
-  if (!a.out) a.last[id] = static_cast<int32_t>(a.until + (a.grad != nullptr));
 }
 
 }  // namespace
@@ -165,7 +230,10 @@ void adamw_row(const AdamWRows& a, int64_t row) {
 template <class T>
 void adamw_rows(const AdamWRows& a) {
   const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, a.width));
-  parallel_rows(a.rows, grain, a.threads, [&a](int64_t row) { adamw_row<T>(a, row); });
+  parallel_rows(a.rows, grain, a.threads, [&a](int64_t row) {
+    adamw_row<T>(a, row);
+    a.out ? repeat<T>(a, row) : taken(a, row);
+  });
 }
 
 template void adamw_rows<float>(const AdamWRows&);

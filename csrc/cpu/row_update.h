@@ -15,12 +15,14 @@ struct AdamWRows {
   int32_t* last;        // (V,) steps taken
   const int32_t* slot;  // (V,) row of m, v and master, or -1
   float *m, *v;         // (slots, width)
-  float* master;        // (slots, width), or null
+  int64_t filled;  // slots from here on hold no m and v yet, which are 0: with a gradient they are written
+  float* master;   // (slots, width), or null
   const math::AdamWStep* steps;
   int64_t until;                // steps of g = 0 to have been taken
   const math::AdamWLeap* leap;  // (rows,), or null
   const void* grad;             // (rows, width) of T for step `until`, or null
   void* out;                    // (rows, width) of T: where the rows go, nothing else being written; or null
+  const int64_t *order, *ends;  // row k goes to rows order[ends[k - 1] .. ends[k]) of `out` instead; or null
   math::AdamWConstants constants;
   int threads;
 };

@@ -86,29 +86,32 @@ class Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
-        ctx.size, ctx.dtype, ctx.padding_idx = weight.shape, weight.dtype, padding_idx
+        ctx.weight, ctx.padding_idx = weight, padding_idx
         optimizer = getattr(weight, "row_optimizer", None)
         if optimizer is None:
             ctx.save_for_backward(ids)
             return weight[ids]
-        groups = grouped(ids)
+        groups = grouped(ids, len(weight))
         ctx.save_for_backward(*groups)
-        return groups.spread(optimizer.current_rows(weight, groups.touched))
+        rows: Tensor = optimizer.current_rows(weight, groups)
+        return rows
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        saved = ctx.saved_tensors
-        groups = grouped(*saved) if len(saved) == 1 else Groups(*saved)
+        saved, weight = ctx.saved_tensors, ctx.weight
+        groups = Groups(*saved) if len(saved) > 1 else grouped(saved[0], len(weight))
         if ctx.padding_idx is not None:
             groups = groups.without(ctx.padding_idx)
-        return row_gradient(groups, grad, ctx.size, ctx.dtype), None, None
+        weight.summed = len(groups.touched)
+        return row_gradient(groups, grad, weight.shape, weight.dtype), None, None
 
 
 def sum_rows(weight: Tensor) -> None:
     """After each backward: what several left of a row becomes one."""
-    if weight.grad is not None and weight.grad.is_sparse:
-        weight.grad = coalesced(weight.grad)
+    summed: int | None = weight.__dict__.pop("summed", None)
+    if weight.grad is not None and weight.grad.is_sparse:  # as many rows as one lookup left are those rows
+        weight.grad = coalesced(weight.grad, known=weight.grad._nnz() == summed)
 
 
 def check_in_range(ids: Tensor, rows: int) -> None:

@@ -27,10 +27,9 @@ class Groups(NamedTuple):
         return Groups(self.touched[kept], self.order[kept.repeat_interleave(counts)], counts[kept].cumsum(0))
 
 
-def grouped(ids: Tensor) -> Groups:
-    ids, order = ids.sort(stable=True)
-    touched, counts = torch.unique_consecutive(ids, return_counts=True)
-    return Groups(touched, order, counts.cumsum(0))
+def grouped(ids: Tensor, rows: int) -> Groups:
+    """Of ids (N,), each in [0, rows)."""
+    return Groups(*dispatch.pick("grouping", dispatch.BACKENDS, "auto", ids, rows).grouped(ids, rows))
 
 
 def row_gradient(groups: Groups, grad: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -43,9 +42,13 @@ def row_gradient(groups: Groups, grad: Tensor, size: torch.Size, dtype: torch.dt
     return torch.sparse_coo_tensor(groups.touched[None], values, size, is_coalesced=True, check_invariants=False)
 
 
-def coalesced(grad: Tensor) -> Tensor:
-    """The same gradient with each row once, ascending; what several micro-batches left is summed."""
+def coalesced(grad: Tensor, known: bool = False) -> Tensor:
+    """The same gradient with each row once, ascending, which it may be `known` to have; what several micro-batches left
+    of a row is summed.
+    """
+    if grad.is_coalesced():
+        return grad
     ids = grad._indices()[0]
-    if grad.is_coalesced() or bool((ids.diff() > 0).all()):
+    if known or bool((ids.diff() > 0).all()):
         return torch.sparse_coo_tensor(ids[None], grad._values(), grad.shape, is_coalesced=True, check_invariants=False)
-    return row_gradient(grouped(ids), grad._values(), grad.shape, grad.dtype)
+    return row_gradient(grouped(ids, grad.shape[0]), grad._values(), grad.shape, grad.dtype)

@@ -14,6 +14,7 @@ The moments of each s follow from step to step; after some hundred steps q_j is 
 import math
 import sys
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,10 @@ NUMBERS = 9  # per row: P, two weights, two nodes, dz / 2, z_1, beta1^k, beta2^k
 
 
 class Leaps:
-    """Moments of q for each step s at which rows may have been left, s from 0, and what follows from them."""
+    """Moments of q for each step s at which rows may have been left, s from 0, and what follows from them.
+
+    In NumPy: they are a few hundred numbers a step, and half of torch's time would be its calls.
+    """
 
     def __init__(self, beta1: float, beta2: float, first: int) -> None:
         """`first` steps were taken before those to come."""
@@ -33,10 +37,10 @@ class Leaps:
         ratio = beta1 / math.sqrt(beta2)
         self.reach = math.ceil(math.log(NEGLIGIBLE) / math.log(ratio)) if 0 < ratio < 1 else 1
         self.possible = ratio < 1
-        self.moments = torch.zeros(64, 4, dtype=torch.float64)
-        self.decay = torch.zeros(64, dtype=torch.float64)  # log of the product of weight decays up to each step
+        self.moments = np.zeros((64, 4))
+        self.decay = np.zeros(64)  # log of the product of weight decays up to each step
         self.count = 0
-        self._numbers = torch.zeros(64, NUMBERS, dtype=torch.float64)  # of each s; see `_refresh`
+        self._numbers = np.zeros((64, NUMBERS))  # of each s; see `_refresh`
         self._stale = 0  # the first s whose numbers are out of date
         self._mirror = Mirror()
 
@@ -44,19 +48,19 @@ class Leaps:
         """The next step, by its numbers as `SparseAdamW` has them."""
         shrink, *_, lr = numbers
         if self.count + 2 > len(self.decay):
-            self.moments = torch.cat([self.moments, torch.zeros_like(self.moments)])
-            self.decay = torch.cat([self.decay, torch.zeros_like(self.decay)])
-            self._numbers = torch.cat([self._numbers, torch.zeros_like(self._numbers)])
+            self.moments, self.decay, self._numbers = (
+                np.concatenate([x, np.zeros_like(x)]) for x in (self.moments, self.decay, self._numbers)
+            )
         self.possible = self.possible and shrink > 0
         if not self.possible:
             return
         self.count += 1
         t, n = self.first + self.count, min(self.reach, self.count)
         self.decay[self.count] = self.decay[self.count - 1] + math.log(shrink)
-        j = torch.arange(n, 0, -1, dtype=torch.float64)
+        j = np.arange(n, 0, -1)
         part = slice(self.count - n, self.count)
         z = math.sqrt(1 - self.beta2**t) * self.beta2 ** (-j / 2)
-        q = z * self.beta1**j * (lr / (1 - self.beta1**t)) * (self.decay[part] - self.decay[self.count]).exp()
+        q = z * self.beta1**j * (lr / (1 - self.beta1**t)) * np.exp(self.decay[part] - self.decay[self.count])
         for power in range(4):
             self.moments[part, power] += q
             q = q * z
@@ -69,27 +73,27 @@ class Leaps:
         if self._stale > self.count:
             return
         part = slice(self._stale, self.count + 1)
-        s = torch.arange(self._stale, self.count + 1, dtype=torch.float64)
-        mu = self.moments[part]
+        s = np.arange(self._stale, self.count + 1)
+        mu = self.moments[part].T
         t = self.first + s
-        z_1 = torch.sqrt(1 - self.beta2 ** (t + 1)) * self.beta2**-0.5
-        reached = (self.count - s).clamp(min=1, max=self.reach)
-        z_k = torch.sqrt(1 - self.beta2 ** (t + reached)) * self.beta2 ** (-reached / 2)
-        size = mu[:, 0].clamp(min=sys.float_info.min)
-        mean = torch.where(mu[:, 0] > 0, mu[:, 1] / size, z_1)  # a node of weight 0 is no division by 0 either
-        variance = (mu[:, 2] / size - mean.square()).clamp(min=0)
-        third = mu[:, 3] / size - 3 * mean * mu[:, 2] / size + 2 * mean**3
-        single = variance <= 1e-12 * mean.square()
-        skew = torch.where(single, 0, third / (2 * variance.where(~single, 1)))
-        root = (skew.square() + variance).sqrt()
+        z_1 = np.sqrt(1 - self.beta2 ** (t + 1.0)) * self.beta2**-0.5
+        reached = np.clip(self.count - s, 1, self.reach)
+        z_k = np.sqrt(1 - self.beta2 ** (t + reached + 0.0)) * self.beta2 ** (-reached / 2)
+        size = np.maximum(mu[0], sys.float_info.min)
+        mean = np.where(mu[0] > 0, mu[1] / size, z_1)  # a node of weight 0 is no division by 0 either
+        variance = np.maximum(mu[2] / size - mean**2, 0)
+        third = mu[3] / size - 3 * mean * mu[2] / size + 2 * mean**3
+        single = variance <= 1e-12 * mean**2
+        skew = np.where(single, 0, third / (2 * np.where(single, 1, variance)))
+        root = np.sqrt(skew**2 + variance)
         low, high = skew - root, skew + root  # of the nodes, from the mean
-        share = torch.where(single, 0.5, high / (2 * root.where(~single, 1)))
+        share = np.where(single, 0.5, high / (2 * np.where(single, 1, root)))
         log1, log2 = (math.log(max(beta, sys.float_info.min)) for beta in (self.beta1, self.beta2))
         numbers = [
-            self.decay[part], s * log1, s * log2, mu[:, 0] * share, mu[:, 0] * (1 - share), mean + low, mean + high,
+            self.decay[part], s * log1, s * log2, mu[0] * share, mu[0] * (1 - share), mean + low, mean + high,
             (z_k - z_1) / 2, z_1,
         ]  # fmt: skip
-        self._numbers[part] = torch.stack(numbers, 1)
+        self._numbers[part] = np.stack(numbers, 1)
         self._mirror.changed(self._stale)
         self._stale = self.count + 1
 
@@ -99,13 +103,19 @@ class Leaps:
         On a GPU without a synchronisation.
         """
         self._refresh()
-        numbers = self._numbers[: self.count + 1]
+        numbers = torch.from_numpy(self._numbers[: self.count + 1])
         if last.device.type != "cpu":
             numbers = self._mirror.updated(numbers, last.device)
-        left = numbers[last.long()]
-        powers = (numbers[self.count, :3] - left[:, :3]).exp()
-        product = powers[:, :1]
-        return torch.cat([product, left[:, 3:5] * product, left[:, 5:], powers[:, 1:]], 1).float()
+        if len(numbers) <= len(last):
+            return until(numbers[self.count], numbers).index_select(0, last)
+        return until(numbers[self.count], numbers.index_select(0, last))
+
+
+def until(now: Tensor, left: Tensor) -> Tensor:
+    """(K, NUMBERS) fp32, from numbers of the steps at which rows were left, and of the last one."""
+    powers = (now[:3] - left[:, :3]).exp()
+    product = powers[:, :1]
+    return torch.cat([product, left[:, 3:5] * product, left[:, 5:], powers[:, 1:]], 1).float()
 
 
 def leap(p: Tensor, m: Tensor, v: Tensor, rows: Tensor, eps: float) -> Tensor:

@@ -50,8 +50,7 @@ class Steps:
         if self._count == len(self._room):
             self._room = torch.cat([self._room, torch.empty_like(self._room)])
             self._single = torch.cat([self._single, torch.empty_like(self._single)])
-        self._room[self._count] = torch.tensor(numbers, dtype=torch.float64)
-        self._single[self._count] = self._room[self._count]
+        self._room[self._count] = self._single[self._count] = torch.tensor(numbers, dtype=torch.float64)
         self._count += 1
 
     def matrix(self, device: torch.device | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastft import dispatch
-from fastft.optim.gradient import coalesced
+from fastft.optim.gradient import Groups, coalesced
 from fastft.optim.table import Table
 
 FLUSHED = 1 << 24  # numbers of a table that a flush catches up with at once
@@ -69,14 +69,14 @@ class RowOptimizer(torch.optim.Optimizer):
                 "tied head?), so that every row learns; give it to torch's own optimizer"
             )
         t, rule = self._table(p, group), self.rule(group)
-        grad = coalesced(grad)
+        kernel, grad = self._kernel(t, rule), coalesced(grad)
         ids = grad._indices()[0]
         t.admit(ids)
         if not self._lags(t, rule):
             t.last[ids] = len(t.steps)
-        leap = t.leap(ids)
+        leap = t.leap_of_read(ids)
         t.advance(self.numbers(group, t.offset + len(t.steps) + 1), rule)
-        self._kernel(t, rule).step_rows(t, ids, grad._values(), rule, t.steps, leap)
+        kernel.step_rows(t, ids, grad._values(), rule, t.steps, leap)
 
     def _table(self, p: Tensor, group: dict[str, Any]) -> Table:
         """What is held of `p`, for a step under the options of `group`."""
@@ -106,12 +106,14 @@ class RowOptimizer(torch.optim.Optimizer):
         return dispatch.pick("row_update", dispatch.BACKENDS, self.backend, t, rule)
 
     @torch.no_grad()
-    def current_rows(self, p: Tensor, ids: Tensor) -> Tensor:
-        """(K, D): what the rows `ids` (K,) of a table are now; nothing is written."""
+    def current_rows(self, p: Tensor, groups: Groups) -> Tensor:
+        """(N, D): what a table's rows are now, at the positions that read them; nothing is written."""
         t = self.tables.get(p)
         if t is None or not len(t.steps) or not self._lags(t, rule := self.rule(t.constants)):
-            return p.detach()[ids]
-        rows: Tensor = self._kernel(t, rule).read_rows(t, ids, rule, t.steps, t.leap(ids))
+            return groups.spread(p.detach().index_select(0, groups.touched))
+        t.fill()
+        t.read = ids, leap = groups.touched, t.leap(groups.touched)
+        rows: Tensor = self._kernel(t, rule).read_rows(t, ids, rule, t.steps, leap, groups)
         return rows
 
     @torch.no_grad()

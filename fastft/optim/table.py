@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastft import dispatch
 from fastft.optim.replay import Steps
 
 GROWTH = 1.5  # of the room for state, so that admitting rows costs little in the long run
@@ -17,8 +18,9 @@ class Table:
     state, or -1.
 
     `buffers` are (S, width), width D or 1, of which `used` slots are taken; `fills` is what a row has in them before
-    its first gradient. With `master`, (S, D) in fp32, a touched row of the table is its rounding. `offset` steps were
-    taken by all rows before the first of `steps`; all of `steps` are steps of the rule that `constants` make.
+    its first gradient, and is there in the first `filled` slots: a step writes the rest. With `master`, (S, D) in fp32,
+    a touched row of the table is its rounding. `offset` steps were taken by all rows before the first of `steps`; all
+    of `steps` are steps of the rule that `constants` make. `read` are the rows last read since, and their leap.
     """
 
     def __init__(self, table: Tensor, rule: Any, constants: dict[str, Any], rounding: str, *, fast: bool) -> None:
@@ -30,28 +32,37 @@ class Table:
         self.buffers = [table.new_empty(0, width, dtype=self.dtype) for width in widths]
         keeps = rounding == "master" and table.dtype != self.dtype
         self.master = table.new_empty(0, table.shape[1], dtype=self.dtype) if keeps else None
-        self.used = self.offset = 0
+        self.used = self.filled = self.offset = 0
         self.numbers = rule.width
         self.steps = Steps(self.numbers)
+        self.read: tuple[Tensor, Tensor | None] | None = None
         self.start_over()
 
     def start_over(self) -> None:
         """All rows have taken all steps."""
         self.offset += len(self.steps)
         self.steps = Steps(self.numbers)
-        self.leaps = None
+        self.leaps, self.read = None, None
         self.last.zero_()
+        self.fill()
 
     def advance(self, numbers: tuple[float, ...], rule: Any) -> None:
         if self.fast and not len(self.steps):
             self.leaps = rule.leaps(self.offset)
         self.steps.append(numbers)
+        self.read = None
         if self.leaps is not None:
             self.leaps.append(numbers)
 
     def leap(self, ids: Tensor) -> Tensor | None:
         """The rule's short way from where each row is to the last step so far, if it has one."""
         return None if self.leaps is None or not self.leaps.possible else self.leaps.rows(self.last[ids])
+
+    def leap_of_read(self, ids: Tensor) -> Tensor | None:
+        """The same, at hand where forward read just these rows."""
+        if self.read is not None and ids.device.type == "cpu" and torch.equal(self.read[0], ids):
+            return self.read[1]
+        return self.leap(ids)
 
     def why_not_fused(self, rule: Any) -> str | None:
         """Why steps are left to torch's operations, on any device, or None."""
@@ -71,21 +82,28 @@ class Table:
             master.copy_(torch.where(master.to(rows.dtype) == rows, master, rows.to(master.dtype)))
 
     def admit(self, ids: Tensor) -> None:
-        """Give slots to those of `ids`, each once, that have none."""
+        """Give slots to those of `ids`, each once, that have none; what is in them is left to the step that follows."""
+        self.fill()
         new = ids[self.slot[ids] < 0]
         if not len(new):
             return
         start, self.used = self.used, self.used + len(new)
         self.buffers = [grown(b, start, self.used, len(self.slot)) for b in self.buffers]
-        for buffer, fill in zip(self.buffers, self.fills, strict=True):
-            buffer[start : self.used] = fill
         if self.master is not None:
             self.master = grown(self.master, start, self.used, len(self.slot))
             self.master[start : self.used] = self.table[new].to(self.dtype)
         self.slot[new] = torch.arange(start, self.used, dtype=torch.int32, device=ids.device)
 
+    def fill(self) -> None:
+        """What rows admitted have before their first gradient, where no step has written it."""
+        if self.filled < self.used:
+            for buffer, fill in zip(self.buffers, self.fills, strict=True):
+                buffer[self.filled : self.used] = fill
+            self.filled = self.used
+
     def gather(self, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Copies of rows and buffers, as they stand, in at least fp32."""
+        self.fill()
         slot = self.slot[ids].long()
         there, p = slot >= 0, self.table[ids].to(self.dtype)
         if self.master is not None:
@@ -150,6 +168,7 @@ class Table:
         self.admit(rows.to(self.slot.device))
         for buffer, values in zip(self.buffers, held.values(), strict=True):
             buffer[: self.used] = values
+        self.filled = self.used
         if self.master is not None and "master" in saved:
             self.master[: self.used] = saved["master"]
         self.offset = int(saved.get("step", 1))
@@ -171,9 +190,13 @@ def room_for_all(buffer: Tensor, rows: int) -> Tensor | None:
     if buffer.device.type != "cpu":
         return None
     try:
-        return buffer.new_empty(rows, buffer.shape[1])
+        room = buffer.new_empty(rows, buffer.shape[1])
     except RuntimeError:  # more than the system promises
         return None
+    memory, _ = dispatch.load("memory", "cpu")
+    if memory is not None:
+        memory.advise(room)
+    return room
 
 
 def rounded(p: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:

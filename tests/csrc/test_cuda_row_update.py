@@ -31,6 +31,7 @@ def table(width: int, dtype: torch.dtype, eps: float = 1e-8, **options: Any) -> 
     start = torch.randn(ROWS, width, generator=g)
     t = Table(start.to(dtype), rule, {}, options.get("rounding", "master"), fast=True)
     t.admit(ADMITTED)
+    t.fill()
     m, v = t.buffers
     size = 10 ** (torch.rand(t.used, width, generator=g) * 6 - 5)
     m[: t.used] = torch.randn(t.used, width, generator=g) * size
@@ -48,6 +49,7 @@ def table(width: int, dtype: torch.dtype, eps: float = 1e-8, **options: Any) -> 
 def in_double(t: Table, rule: Rule) -> Table:
     wide = Table(t.table.double(), rule, {}, "master", fast=False)
     wide.admit(ADMITTED)
+    wide.fill()
     if t.master is not None:
         wide.table[ADMITTED] = t.master[: t.used].double()
     for buffer, values in zip(wide.buffers, t.buffers, strict=True):

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastft import dispatch
 from fastft.kernels.reference import row_update as reference
 from fastft.optim.adamw import Rule
+from fastft.optim.gradient import grouped
 from fastft.optim.leap import Leaps
 from fastft.optim.replay import Mirror
 from fastft.optim.table import Table
@@ -29,11 +30,17 @@ def table(dtype: torch.dtype = torch.float32, rule: Rule = RULE, **options: Any)
     return Table(start, rule, {}, options.get("rounding", "master"), fast=options.get("fast", True))
 
 
+def step_interpreted(t: Table, *args: Any) -> None:
+    t.fill()  # in the other process it is a copy of the table that would know of it
+    interpreted("fastft.kernels.triton.row_update", "step_rows", t, *args)
+
+
 INTERPRETED = SimpleNamespace(
     **{
         name: functools.partial(interpreted, "fastft.kernels.triton.row_update", name)
-        for name in ("why_not", "read_rows", "step_rows")
-    }
+        for name in ("why_not", "read_rows")
+    },
+    step_rows=step_interpreted,
 )
 
 
@@ -58,6 +65,9 @@ def trained(
         seen = torch.cat([ids, ids[:2], torch.tensor([ROWS - 1])])
         before = t.table.clone()
         reads.append(kernel.read_rows(t, seen, rule, t.steps, t.leap(seen)))
+        groups = grouped(seen, ROWS)
+        spread = kernel.read_rows(t, groups.touched, rule, t.steps, t.leap(groups.touched), groups)
+        assert torch.equal(spread, reads[-1]), "at the positions of each row"
         assert torch.equal(before, t.table)
         t.admit(ids)
         leap = t.leap(ids)
@@ -132,7 +142,7 @@ def no_leap(backend: str) -> Any:
     """The kernel, given no leaps."""
     kernel = usable(backend)
     return SimpleNamespace(
-        read_rows=lambda *args: kernel.read_rows(*args[:-1], None),
+        read_rows=lambda t, ids, rule, steps, leap, *groups: kernel.read_rows(t, ids, rule, steps, None, *groups),
         step_rows=lambda *args: kernel.step_rows(*args[:-1], None),
     )
 

@@ -15,14 +15,18 @@ def why_not(t: Any, rule: Any) -> str | None:
     return None
 
 
-def read_rows(t: Any, ids: Tensor, rule: Any, steps: Any, leap: Tensor | None) -> Tensor:
-    """(K, D): the rows `ids` (K,) after all steps; nothing is written."""
-    return caught_up(t, ids, rule, steps, len(steps), leap)[0].to(t.table.dtype)
+def read_rows(t: Any, ids: Tensor, rule: Any, steps: Any, leap: Tensor | None, groups: Any = None) -> Tensor:
+    """(K, D): the rows `ids` (K,) after all steps; nothing is written. With `groups` (fastft/optim/gradient.py), whose
+    `touched` are the ids, (N, D): at each position its row.
+    """
+    rows = caught_up(t, ids, rule, steps, len(steps), leap)[0].to(t.table.dtype)
+    return rows if groups is None else groups.spread(rows)
 
 
 def step_rows(t: Any, ids: Tensor, grad: Tensor | None, rule: Any, steps: Any, leap: Tensor | None) -> None:
     """What the rows `ids` (U,), each once, have missed, in place. With `grad` (U, D) all are admitted, and it is that
-    of the last of the steps, which `leap` leaves out.
+    of the last of the steps, which `leap` leaves out; those admitted since the last step are among `ids`, and what is
+    to be in their state (`t.fill()`) has yet to be written.
     """
     p, buffers = caught_up(t, ids, rule, steps, len(steps) - (grad is not None), leap)
     if grad is not None:
@@ -42,10 +46,9 @@ def caught_up(
             return short
     last, order = t.last[ids].sort(stable=True)
     p, buffers = t.gather(ids[order])
-    zeros = torch.zeros_like(p)
     for j in range(int(last[0]) if len(last) else until, until):
         n = int(torch.searchsorted(last, j, right=True))
-        rule.step(p[:n], [b[:n] for b in buffers], zeros[:n], steps[j])
+        rule.step(p[:n], [b[:n] for b in buffers], torch.zeros_like(p[:n]), steps[j])
     back = order.argsort()
     looped = p[back], [b[back] for b in buffers]
     return looped if rest is None else (torch.where(rest, looped[0], short[0]), short[1])

@@ -106,13 +106,14 @@ def why_not(t: Any, rule: Any) -> str | None:
     return refusal(t.table) or t.why_not_fused(rule)
 
 
-def read_rows(t: Any, ids: Tensor, rule: Any, steps: Any, leap: Tensor | None) -> Tensor:
+def read_rows(t: Any, ids: Tensor, rule: Any, steps: Any, leap: Tensor | None, groups: Any = None) -> Tensor:
     out = torch.empty(len(ids), t.table.shape[1], dtype=t.table.dtype, device=t.table.device)
     launch(t, ids, rule, steps, leap, None, out)
-    return out
+    return out if groups is None else groups.spread(out)  # a block to all places of a common row would be the last
 
 
 def step_rows(t: Any, ids: Tensor, grad: Tensor | None, rule: Any, steps: Any, leap: Tensor | None) -> None:
+    t.fill()
     launch(t, ids, rule, steps, leap, grad, None)
 
 
