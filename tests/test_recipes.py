@@ -1,0 +1,43 @@
+"""README's commands train: each as it stands there, but for a few steps on a few samples."""
+
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fastft.__main__ import main
+
+README = Path(__file__).parents[1] / "README.md"
+SMALL = (
+    "--max_steps 2 --logging_steps 1 --eval_steps 0 --max_train_samples 24 --max_eval_samples 6 --num_generations 1 "
+    "--generation_max_new_tokens 4"
+)
+
+
+def commands() -> list[str]:
+    section = README.read_text(encoding="utf-8").partition("### Objectives")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```bash\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.startswith("fastft train")]
+
+
+def test_every_objective_has_a_command() -> None:
+    shown = " ".join(commands())
+    assert {"mlm", "nsp", "seq2seq", "span_corruption", "prefix_lm"} <= set(re.findall(r"--objective (\w+)", shown))
+    assert "--tasks" in shown
+
+
+@pytest.mark.parametrize("command", commands())
+@pytest.mark.filterwarnings("ignore")
+def test_a_command_trains(command: str, tmp_path: Path) -> None:
+    compared = ["--eval_generations", "2"] if "--eval_generations" in command else []
+    words = [*shlex.split(command)[1:], *shlex.split(SMALL), *compared, "--output_dir", str(tmp_path / "run")]
+    assert main(words) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["step"] == 2
+    assert math.isfinite(report["eval_loss_after"])
+    assert report["supervised_tokens"] > 0
+    assert (report["error_rate_after"] is not None) == bool(compared)
