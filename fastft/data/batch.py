@@ -21,11 +21,13 @@ class Target:
         labels: (...) int64, aligned with those logits, already shifted where a model predicts the next token; -100
             where nothing is learned.
         weights: (...) float32, of each label; 0 where that is -100.
+        scale: what the mean of this output is multiplied by in the sum over outputs.
     """
 
     output: str
     labels: Tensor
     weights: Tensor
+    scale: float = 1.0
 
     @property
     def total(self) -> float:

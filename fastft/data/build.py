@@ -66,6 +66,8 @@ class Encoder:
         part = encode((first, rendered), objective, mask, on_empty)
         unused = Counter(name for raw in records for name in raw.columns if name not in self._used)
         part.stats.ignored_columns.update(unused)
+        if isinstance(mask, Mask):
+            part.stats.matched.update(Counter(p for record, _ in rendered for p in mask.patterns_in(record.text)))
         return part
 
 

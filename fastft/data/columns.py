@@ -127,5 +127,7 @@ def listed(columns: Columns) -> str:
 
 
 def show(value: Any) -> str:
+    if value is None:
+        return "null"
     shown = repr(value)
     return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:40] + '...'}"

@@ -87,19 +87,24 @@ def load_corpus(
         Source(source), tokenizer, objective, policy, format, on_empty, split, eval_fraction, limit,
         seed if split == "train" else 0, chat_template_kwargs,
     )  # fmt: skip
-    if not cache:
-        return recipe.make(InMemory, num_proc)
+    corpus = _cached(recipe, num_proc, cache_dir) if cache else recipe.make(InMemory, num_proc)
+    objective.check(corpus.samples, f"source {source!r}" + (f", split {split!r}" if eval_fraction else ""))
+    return corpus
+
+
+def _cached(recipe: "Recipe", num_proc: int, cache_dir: str | Path | None) -> Corpus:
+    """The corpus of the cache, which is made first if it is not there."""
     try:
         before = keys.stamps(recipe.source)
         key = recipe.key()
     except keys.Nameless as error:
-        warnings.warn(f"the corpus is not cached: {error}; cache=False says that this is meant", stacklevel=2)
+        warnings.warn(f"the corpus is not cached: {error}; cache=False says that this is meant", stacklevel=3)
         return recipe.make(InMemory, num_proc)
 
     def make(growing: Callable[[], Growing]) -> Corpus:
         corpus = recipe.make(growing, num_proc)
         if keys.stamps(recipe.source) != before:
-            raise ValueError(f"source: {source!r} was changed while it was read; load it again")
+            raise ValueError(f"source: {recipe.source.name!r} was changed while it was read; load it again")
         return corpus
 
     root = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()

@@ -174,6 +174,11 @@ class Mask:
                     weights[turn.closing : span.end] = 0.0
         return _runs(weights)
 
+    def patterns_in(self, text: str) -> Iterator[str]:
+        """Those of its regular expressions that match somewhere in a text."""
+        patterns = [*self.span_weights] if self.keep_spans is None else [self.keep_spans, *self.span_weights]
+        yield from (pattern for pattern in dict.fromkeys(patterns) if re.search(pattern, text))
+
     def _targets(self, spoken: Sequence[tuple[Span, Turn]]) -> list[float]:
         """Weight of each target where prompts are masked."""
         weights = []

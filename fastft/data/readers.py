@@ -36,7 +36,8 @@ def _read_json_lines(path: Path) -> Iterator[RawRecord]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 origin = f"{path}:{number}"
-                yield RawRecord(_as_object(_parse(_decode(line, origin), f"{path}", number), origin), origin)
+                text = _decode(line.rstrip(b"\r\n"), origin)
+                yield RawRecord(_as_object(_parse(text, f"{path}", number), origin), origin)
                 empty = False
     if empty:
         raise ValueError(f"{path}: the file is empty; one JSON object per line is wanted")
@@ -140,7 +141,8 @@ def _parse(text: str, path: str, line: int) -> Any:
         hint = ""
         if error.msg == "Extra data" and "\n" in text.strip():
             hint = " (one object per line? then name the file .jsonl)"
-        raise ValueError(f"{path}:{line + error.lineno - 1}:{error.colno}: malformed JSON: {error.msg}{hint}") from None
+        what = error.msg.removesuffix(" at").removesuffix(" starting")
+        raise ValueError(f"{path}:{line + error.lineno - 1}:{error.colno}: malformed JSON: {what}{hint}") from None
     except RecursionError:
         raise ValueError(f"{path}:{line}: malformed JSON: nested too deeply") from None
 

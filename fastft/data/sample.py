@@ -129,6 +129,7 @@ class Stats:
         truncated: samples cut at `max_length` that still have something to learn.
         dropped: records left out with `on_empty="drop"`; `drop_reasons` splits the count by reason.
         ignored_columns: columns present in the data that the format does not use, with the number of records.
+        matched: regular expressions of the mask, with the number of records that they match in.
     """
 
     samples: int = 0
@@ -138,6 +139,7 @@ class Stats:
     dropped: int = 0
     drop_reasons: dict[str, int] = field(default_factory=dict)
     ignored_columns: dict[str, int] = field(default_factory=dict)
+    matched: dict[str, int] = field(default_factory=dict)
 
     def add(self, sample: Sample, truncated: bool) -> None:
         """Count a sample that is kept."""

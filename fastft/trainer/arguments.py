@@ -3,15 +3,14 @@
 import dataclasses
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from fastft.trainer.config import FIELD_TYPES, FIELDS, TrainConfig, type_name, unknown_key
+from fastft.trainer.config import FIELD_TYPES, FIELDS, TrainConfig, unknown_key, wanted
 
 
 def parse_config(
@@ -38,11 +37,11 @@ def parse_config(
     except ArgumentError as error:
         raise ValueError(_readable(str(error))) from error
     chosen = {name: getattr(namespace, name) for name in FIELDS}
-    required = ("model",) if chosen["tasks"] else ("model", "train_data")
+    required = ("model",) if chosen["tasks"] is not None else ("model", "train_data")
     missing = [name for name in required if chosen[name] is None]
     if missing:
-        wanted = "; ".join(f"--{name}: {FIELDS[name].metadata['help']}" for name in missing)
-        raise ValueError(f"{' and '.join(missing)} not given, neither in a config file nor as an option. {wanted}")
+        options = "; ".join(f"--{name}: {FIELDS[name].metadata['help']}" for name in missing)
+        raise ValueError(f"{' and '.join(missing)} not given, neither in a config file nor as an option. {options}")
     return TrainConfig(**chosen)
 
 
@@ -99,14 +98,23 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         if not word.startswith("-") or name == "config":
             if file is not None:
                 raise ValueError(f"got {word!r} after the config file {file!r}: one config file, then --option value")
-            file = word if not word.startswith("-") else value or next(words, "")
+            file = word if not word.startswith("-") else value or _value("config", "a file", words)
         elif word in ("-h", "--help"):
             rest.append(word)
         elif name not in FIELDS:
             raise ValueError(unknown_key(name))
         else:
-            rest += [word] if "=" in word else [word, *islice(words, 1)]
+            rest.append(word if "=" in word else f"{word}={_value(name, wanted(name), words)}")
     return file, rest
+
+
+def _value(name: str, kind: str, words: Iterator[str]) -> str:
+    """The word behind an option; it may begin with a dash, but not with two, as options do."""
+    value = next(words, None)
+    if value is None or value.startswith("--"):
+        got = "nothing follows" if value is None else f"{value} follows"
+        raise ValueError(f"{name} needs a value, and {got}; wanted {kind}: --{name}=VALUE")
+    return value
 
 
 def _readable(message: str) -> str:
@@ -114,5 +122,6 @@ def _readable(message: str) -> str:
     found = re.search(r'Parser key "(\w+)".*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if not found:
         return " ".join(message.split())
-    name, value = found.groups()
-    return f"{name} is {value.strip()!r}; wanted {type_name(FIELD_TYPES[name])} ({FIELDS[name].metadata['help']})"
+    name, value = found[1], found[2].strip()
+    shown = value if value.startswith(("[", "{")) else repr(value)
+    return f"{name} is {shown}; wanted {wanted(name)} ({FIELDS[name].metadata['help']})"

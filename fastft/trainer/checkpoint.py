@@ -125,7 +125,8 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
 
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Put the saved state into a fresh optimizer over the same model.
+    """Put the saved state into a fresh optimizer over the same model. A parameter that has none, as it never had a
+    gradient, starts without.
 
     Raises:
         ValueError: the checkpoint holds the model only, or other parameters.
@@ -141,11 +142,11 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> 
         saved.setdefault(name, {})[key] = value
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    unlike = sorted(set(saved) ^ set(order))
+    unlike = sorted(set(saved) - set(order))
     if unlike:
-        raise ValueError(f"{checkpoint}: the optimizer's parameters are not the model's; they differ in {unlike[:3]}")
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {i: saved[name] for i, name in enumerate(order)}, "param_groups": groups})
+        raise ValueError(f"{checkpoint}: the optimizer's parameters are not the model's, which has no {unlike[:3]}")
+    state = {place: saved[name] for place, name in enumerate(order) if name in saved}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import math
-import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
+
+from fastft.trainer.fields import LISTS, OTHER_NAMES, RANGES, SWITCHES, is_a, type_name
 
 
 def option(default: Any, text: str, *, own: bool = False) -> Any:
@@ -65,6 +66,7 @@ class TrainConfig:
     random_replace_prob: float = of_data(0.1, "share of them that become a random token; the rest stays")
     mlm_masking: Literal["token", "whole_word", "span"] = of_data("token", "what is masked together")
     mlm_span_length: float = of_data(3.0, "tokens of a masked span on average, with mlm_masking span, in [1, 5.5)")
+    mlm_weight: float = of_data(1.0, "nsp, sop: what the loss of masked tokens is multiplied by, beside that of pairs")
     nsp_probability: float = of_data(0.5, "nsp: share of pairs whose second half is from another document")
     max_target_length: int | None = of_data(None, "seq2seq: tokens of a target; null: max_length")
     noise_density: float = of_data(0.15, "span_corruption: share of tokens that are cut out, in (0, 1)")
@@ -123,13 +125,16 @@ class TrainConfig:
             if isinstance(getattr(self, field), tuple):
                 object.__setattr__(self, field, list(getattr(self, field)))
         for field, hint in FIELD_TYPES.items():
-            if not _is_a(getattr(self, field), hint):
-                raise TypeError(_refusal(self, field, type_name(hint)))
-        for names, wanted, accepts in RANGES:
+            if not is_a(getattr(self, field), hint):
+                raise TypeError(_refusal(self, field, wanted(field)))
+        for names, words, accepts in RANGES:
             for field in names.split():
                 value = getattr(self, field)
                 if value is not None and not accepts(value):
-                    raise ValueError(_refusal(self, field, wanted))
+                    raise ValueError(_refusal(self, field, words))
+        for field in ("tasks", "stages"):
+            if getattr(self, field) == []:
+                raise ValueError(_refusal(self, field, f"null, or {wanted(field)}"))
         if not self.tasks and self.train_data is None:
             raise ValueError(f"train_data is not given ({FIELDS['train_data'].metadata['help']})")
         if self.tasks and self.max_steps < 0 and not self.stages:
@@ -158,108 +163,40 @@ class TrainConfig:
 FIELDS: Mapping[str, "dataclasses.Field[Any]"] = {field.name: field for field in dataclasses.fields(TrainConfig)}
 FIELD_TYPES: Mapping[str, Any] = typing.get_type_hints(TrainConfig)
 
-TYPE_WORDS: Mapping[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    type(None): "null",
-    Any: "anything",
-}
 
-RANGES: tuple[tuple[str, str, Any], ...] = (
-    ("model train_data eval_data output_dir keep_field", "a name that is not empty", bool),
-    (
-        "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps "
-        "max_train_samples max_eval_samples max_target_length save_total_limit generation_max_new_tokens",
-        "a whole number >= 1",
-        lambda value: value >= 1,
-    ),
-    (
-        "eval_steps save_steps num_generations eval_generations num_proc seed",
-        "a whole number >= 0",
-        lambda value: value >= 0,
-    ),
-    ("eval_fraction adam_beta1 adam_beta2", "a number in [0, 1)", lambda value: 0 <= value < 1),
-    (
-        "mlm_probability mlm_eval_probability noise_density",
-        "a number between 0 and 1",
-        lambda value: 0 < value < 1,
-    ),
-    ("mask_replace_prob random_replace_prob nsp_probability", "a number in [0, 1]", lambda value: 0 <= value <= 1),
-    ("mlm_span_length mean_noise_span_length", "a number >= 1", lambda value: 1 <= value < math.inf),
-    ("learning_rate adam_epsilon num_train_epochs", "a finite number > 0", lambda value: 0 < value < math.inf),
-    ("warmup_steps weight_decay max_grad_norm", "a finite number >= 0", lambda value: 0 <= value < math.inf),
-)
+def unknown_key(key: Any, known: Iterable[str] | None = None) -> str:
+    """What to say about a key that is none: the nearest one, by other trainers' names or by spelling.
 
-OTHER_NAMES: Mapping[str, str] = {
-    "batch_size": "per_device_train_batch_size",
-    "cutoff_len": "max_length",
-    "max_seq_length": "max_length",
-    "epochs": "num_train_epochs",
-    "lr": "learning_rate",
-    "lr_scheduler": "lr_scheduler_type",
-    "warmup_ratio": "warmup_steps",
-    "gradient_checkpointing": "activation_checkpointing",
-    "mask_prompt": "mask: prompt",
-    "train_on_prompt": "mask: none",
-    "completion_only_loss": "mask: prompt",
-    "assistant_only_loss": "mask: prompt",
-    "mask_history": "train_turns: last",
-    "roles_to_train": "train_roles",
-    "train_on_eos": "train_on_eot",
-    "whole_word_mask": "mlm_masking: whole_word",
-    "preprocessing_num_workers": "num_proc",
-    "dataset_num_proc": "num_proc",
-    "overwrite_cache": "cache",
-    "neat_packing": "packing",
-    "stage": "objective",
-    "model_name_or_path": "model",
-    "dataset": "train_data",
-    "train_file": "train_data",
-    "max_new_tokens": "generation_max_new_tokens",
-}
-
-
-def unknown_key(key: str) -> str:
-    """What to say about a key that is no field: the nearest one, by other trainers' names or by spelling."""
-    near = OTHER_NAMES.get(key) or next(iter(difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.5)), None)
+    known: the keys that there are; by default the fields.
+    """
+    key, among = str(key), list(FIELDS if known is None else known)
+    if key in SWITCHES and named(SWITCHES[key][0]) in among:
+        on, off = SWITCHES[key]
+        return f"unknown key {key!r}: `{key}: true` is {_switch(on)}, false is {_switch(off)}"
+    near = OTHER_NAMES.get(key)
+    if near not in among:
+        near = next(iter(difflib.get_close_matches(key, among, n=1, cutoff=0.5)), None)
     if near is None:
-        return f"unknown key {key!r}: known keys: {', '.join(FIELDS)}"
-    hint = f"did you mean {near!r} ({FIELDS[near.partition(':')[0]].metadata['help']})?"
-    return f"unknown key {key!r}: {hint}"
+        return f"unknown key {key!r}" + (f": known keys: {', '.join(among)}" if known is None else "")
+    about = f" ({FIELDS[near].metadata['help']})" if near in FIELDS else ""
+    return f"unknown key {key!r}: did you mean {near!r}{about}?"
 
 
-def type_name(hint: Any) -> str:
-    """`int | None` as 'a whole number or null', `Literal["a", "b"]` as 'a or b'."""
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(typing.get_args(hint))
-    if isinstance(hint, types.UnionType):
-        return " or ".join(type_name(part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is list:
-        return f"a list, each {type_name(typing.get_args(hint)[0])}"
-    if typing.get_origin(hint) is dict:
-        return f"names, each with {type_name(typing.get_args(hint)[1])}"
-    return TYPE_WORDS[hint]
+def named(setting: str) -> str:
+    """The key of `key: value`."""
+    return setting.partition(":")[0]
 
 
-def _is_a(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return any(_is_a(value, part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is list:
-        return isinstance(value, list) and all(_is_a(part, typing.get_args(hint)[0]) for part in value)
-    if typing.get_origin(hint) is dict:
-        return isinstance(value, dict) and all(
-            _is_a(part, kind) for pair in value.items() for part, kind in zip(pair, typing.get_args(hint), strict=True)
-        )
-    if hint is Any:
-        return True
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+def _switch(setting: str) -> str:
+    name, _, value = setting.partition(": ")
+    default = FIELDS[name].default
+    return f"{'the default ' if yaml.safe_load(value) == default else ''}`{setting}`"
 
 
-def _refusal(config: TrainConfig, field: str, wanted: str) -> str:
-    return f"{field} is {getattr(config, field)!r}; wanted {wanted} ({FIELDS[field].metadata['help']})"
+def wanted(field: str) -> str:
+    """What a field may be, in words."""
+    return LISTS.get(field) or type_name(FIELD_TYPES[field])
+
+
+def _refusal(config: TrainConfig, field: str, words: str) -> str:
+    return f"{field} is {getattr(config, field)!r}; wanted {words} ({FIELDS[field].metadata['help']})"

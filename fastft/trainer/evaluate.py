@@ -17,14 +17,17 @@ CHOICES = Draw(0, EVALUATION)  # what is masked in an evaluation does not depend
 
 @dataclass(frozen=True)
 class Evaluation:
-    """eval_loss: sum over outputs of sum w nll / sum w over all held-out labels, nats; parts: each of those.
-    perplexity: its exponential."""
+    """eval_loss: sum over outputs of sum w nll / sum w over all held-out labels, nats, times its target's scale; parts:
+    each of those, not scaled.
+    perplexity: its exponential; None for a sum over several outputs, which is no mean over tokens."""
 
     eval_loss: float
     parts: dict[str, float] = field(default_factory=dict)
 
     @property
-    def perplexity(self) -> float:
+    def perplexity(self) -> float | None:
+        if len(self.parts) > 1:
+            return None
         return math.exp(self.eval_loss) if self.eval_loss < 700 else math.inf
 
 
@@ -56,6 +59,7 @@ def evaluate(
     ordered = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     sums: dict[str, float] = {}
     weights: dict[str, float] = {}
+    scales: dict[str, float] = {}
     starts = range(0, len(ordered), batch_size)
     try:
         for done, start in enumerate(starts, 1):
@@ -65,6 +69,7 @@ def evaluate(
             batch = objective.batch(corpus.samples, rows, CHOICES)
             for target in batch.targets:
                 weights[target.output] = weights.get(target.output, 0.0) + target.total
+                scales[target.output] = target.scale
             with autocast:
                 losses = batch_losses(model, batch.to(device), dict.fromkeys(weights, 1.0))
             for output, loss in losses.items():
@@ -73,4 +78,4 @@ def evaluate(
     finally:
         model.train(was_training)
     parts = {output: total / (weights[output] or 1.0) for output, total in sums.items()}
-    return Evaluation(sum(parts.values()), parts)
+    return Evaluation(sum(scales[output] * loss for output, loss in parts.items()), parts)

@@ -1,13 +1,16 @@
 """What the model writes for held-out prompts: the part of training one can read."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastft.data import Corpus, Example, Objective
+from fastft.data.positions import written_positions
 
 
 @torch.no_grad()
@@ -24,20 +27,20 @@ def complete(
 
     Returns:
         Per example `origin`, `prompt`, `reference` (the data's own completion) and `completion`: what the model
-        writes, without control tokens, cut after `max_new_tokens` tokens.
+        writes, without control tokens, cut after `max_new_tokens` tokens or where its positions end. Examples whose
+        prompts leave it no position are left out.
     """
     was_training, batch_size = model.training, min(batch_size, objective.prompts_at_once or batch_size)
     model.eval()
     written: dict[int, str] = {}
-    ordered = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
+    rooms = [min(max_new_tokens, room) for room in rooms_left(model, examples)]
     try:
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
+        for batch, room in batches_of(examples, rooms, batch_size):
             prompts = left_padded([examples[i].prompt_ids for i in batch], objective.pad_token_id, device)
             with autocast:
                 ids = model.generate(
                     **objective.prompted(model, prompts),
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=room,
                     do_sample=False,
                     temperature=None,
                     top_p=None,
@@ -53,7 +56,28 @@ def complete(
     return [
         {"origin": e.origin, "prompt": e.prompt, "reference": e.completion, "completion": written[i]}
         for i, e in enumerate(examples)
+        if i in written
     ]
+
+
+def rooms_left(model: Any, examples: Sequence[Example]) -> list[float]:
+    """How many tokens the model has positions for behind each prompt; an encoder-decoder writes at its decoder's first.
+
+    inf where it has no bound; 0 or less where there is no room.
+    """
+    positions = written_positions(model)
+    if positions is None:
+        return [math.inf] * len(examples)
+    paired = model.config.is_encoder_decoder
+    return [positions - (0 if paired else len(example.prompt_ids)) for example in examples]
+
+
+def batches_of(examples: Sequence[Example], rooms: Sequence[float], batch_size: int) -> Iterator[tuple[list[int], int]]:
+    """Indices of examples with the same room, shorter prompts first, and that room; none of those without any."""
+    ordered = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
+    for room, alike in groupby((i for i in ordered if rooms[i] >= 1), key=lambda i: int(rooms[i])):
+        indices = list(alike)
+        yield from ((indices[start : start + batch_size], room) for start in range(0, len(indices), batch_size))
 
 
 def left_padded(prompts: Sequence[list[int]], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def window_gradient(
 ) -> tuple[Tensor, Losses]:
     """Add the gradient of a window's loss, times `scale`, to every parameter's `.grad`.
 
-    The loss is the sum over outputs of sum w nll / sum w, each over the whole window.
+    The loss is the sum over outputs of sum w nll / sum w, each over the whole window and times its target's scale.
 
     Args:
         batches: micro-batches, on the CPU. Any cut of the same samples gives the same gradient, to rounding.
@@ -55,14 +55,15 @@ def window_gradient(
 
     Returns:
         Each micro-batch's share of the loss, (micro-batches,), whose sum is the window's loss; and that loss by output.
-        Detached, and not scaled.
+        Detached; without `scale`, and by output without the target's.
     """
     items = totals(batches)
     shares, parts = [], dict[str, Tensor]()
     for batch in batches:
         with autocast:
             losses = batch_losses(model, batch.to(device), items)
-        share = torch.stack(list(losses.values())).sum()
+        scales = {target.output: target.scale for target in batch.targets}
+        share = torch.stack([loss * scales[output] for output, loss in losses.items()]).sum()
         (share * scale if scale != 1.0 else share).backward()  # type: ignore[no-untyped-call]
         shares.append(share.detach())
         for output, loss in losses.items():

@@ -16,8 +16,8 @@ class RunLog:
         before: folder of the log that is continued, by default the same.
 
     Records by key: `loss, learning_rate, grad_norm, epoch, tokens_per_second, supervised_tokens_per_second` of the
-    steps since the last such record; `eval_loss, perplexity` of an evaluation; `generations`, a list of
-    `origin, prompt, reference, completion`. All have `step`, the optimizer steps done.
+    steps since the last such record; `eval_loss` of an evaluation, and `perplexity` if it is of one task and output;
+    `generations`, a list of `origin, prompt, reference, completion`. All have `step`, the optimizer steps done.
     """
 
     def __init__(self, output_dir: Path, step: int, before: Path | None = None) -> None:

@@ -17,8 +17,9 @@ from fastft.memory import peak_memory, reset_peak_memory
 from fastft.trainer.checkpoint import checkpoints, remove, save, step_of
 from fastft.trainer.config import TrainConfig
 from fastft.trainer.error_rate import error_rate
-from fastft.trainer.evaluate import Evaluation, evaluate
+from fastft.trainer.evaluate import evaluate
 from fastft.trainer.generate import complete, drawn, openings
+from fastft.trainer.given import data_of
 from fastft.trainer.gradient import totals, window_gradient
 from fastft.trainer.interrupt import StopRequest
 from fastft.trainer.nonfinite import refuse_non_finite
@@ -29,7 +30,7 @@ from fastft.trainer.report import Report, summarize
 from fastft.trainer.schedule import factor
 from fastft.trainer.setup import Setup
 from fastft.trainer.state import Meter
-from fastft.trainer.tasks import Task, data_of, fingerprint
+from fastft.trainer.tasks import Task, fingerprint
 
 
 class Trainer(Setup):
@@ -97,12 +98,11 @@ class Trainer(Setup):
             group["lr"] = self.learning_rate(step)
 
         self.model.train()
-        done, losses, loss = Meter(steps=1, waited=waited), [], 0.0
+        done, losses = Meter(steps=1, waited=waited), []
         for share in shares:
             found, parts = window_gradient(self.model, share.batches, self.device, self.autocast, share.turn.weight)
             losses.append(found)
-            loss += share.turn.weight * found.sum().item()
-            done.count(share.batches)
+            done.count(share.batches, found.sum().item())
             self.count_parts(done, share.task, parts, totals(share.batches))
         limit = self.config.max_grad_norm or math.inf
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
@@ -113,10 +113,10 @@ class Trainer(Setup):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-        done.loss, done.seconds = loss * done.weight, time.perf_counter() - started
+        done.seconds = time.perf_counter() - started
         self.state.add(done)
         self.peak_memory = max(self.peak_memory, peak_memory(self.device))
-        self.progress.step(loss, done.seconds)
+        self.progress.step(done.mean_loss, done.seconds)
 
     def count_parts(self, done: Meter, task: Task, losses: dict[str, Tensor], weights: dict[str, float]) -> None:
         """The loss of each task, and of each output where a task has several; of one alone there are no parts."""
@@ -156,7 +156,8 @@ class Trainer(Setup):
         self.state.recent = Meter()
 
     def assess(self) -> None:
-        """Loss and perplexity on the held-out samples, and what the model now writes for some of them."""
+        """The loss on the held-out samples of each task, their mean, and what the model now writes for some of them.
+        A perplexity is that of one task with one output."""
         record: dict[str, Any] = {"step": self.state.step}
         parts: dict[str, float] = {}
         held_out = [(task, task.eval) for task in self.tasks if task.eval is not None]
@@ -171,15 +172,18 @@ class Trainer(Setup):
             name = f"{task.name}: " if len(self.tasks) > 1 else ""
             named = {f"{task.name}.{output}" if name else output: loss for output, loss in found.parts.items()}
             outputs = "".join(f", {output} {loss:.4f}" for output, loss in named.items() if len(named) > 1)
+            perplexity = None if name else found.perplexity
+            if perplexity is not None:
+                record["perplexity"] = perplexity
+                outputs = f", perplexity {perplexity:.2f}"
             self.progress.say(
-                f"step {self.state.step}: {name}evaluation loss {found.eval_loss:.4f}, perplexity "
-                f"{found.perplexity:.2f}{outputs} ({len(corpus.samples):,} samples, {subtask.seconds:.1f} s)"
+                f"step {self.state.step}: {name}evaluation loss {found.eval_loss:.4f}{outputs} "
+                f"({len(corpus.samples):,} samples, {subtask.seconds:.1f} s)"
             )
             parts |= named if len(named) > 1 else {task.name: found.eval_loss}
             record["eval_loss"] = record.get("eval_loss", 0.0) + found.eval_loss / len(held_out)
         if not held_out:
             return
-        record["perplexity"] = Evaluation(record["eval_loss"]).perplexity
         self.log.add({**record, **({"eval_losses": parts} if len(parts) > 1 else {})})
         for task, corpus in held_out:
             if task.objective.generates and self.model.can_generate():
@@ -197,10 +201,16 @@ class Trainer(Setup):
                 self.log.add({"step": step, "generations": write(examples)})
         if compared := drawn(objective, corpus, config.eval_generations):
             with self.progress.subtask("compare") as subtask:
-                rate = error_rate((text["reference"], text["completion"]) for text in write(compared))
+                texts = write(compared)
+            if not texts:
+                self.progress.say(
+                    f"step {step}: no word error rate, as no prompt leaves the model a position to write at"
+                )
+                return
+            rate = error_rate((text["reference"], text["completion"]) for text in texts)
             self.log.add({"step": step, "error_rate": rate})
             self.progress.say(
-                f"step {step}: word error rate {rate:.1%} ({len(compared):,} completions, {subtask.seconds:.1f} s)"
+                f"step {step}: word error rate {rate:.1%} ({len(texts):,} completions, {subtask.seconds:.1f} s)"
             )
 
     def save(self) -> None:

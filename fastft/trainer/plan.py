@@ -1,6 +1,6 @@
 """Which tasks each optimizer step learns from, and how much: a pure function of (seed, step)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ class Stage:
 class Plan:
     r"""Turns of every step of a run of T steps over K tasks with weights w_k(step).
 
-        alternate:      one task a step, in turn; its loss is multiplied by w_k
+        alternate:      one task a step, in turn, those of weight 0 passed over; its loss is multiplied by w_k
         proportional:   one task a step, drawn with probability w_k / sum w; its loss is taken as it is
         joint:          a window of every task in every step; the loss is sum_k w_k L_k, without tasks of weight 0
 
@@ -78,9 +78,7 @@ class Plan:
         if self.schedule == "joint":
             return self.weights > 0
         if self.schedule == "alternate":
-            active = [
-                stage.tasks[step % len(stage.tasks)] for stage in self.stages for step in range(stage.end - stage.start)
-            ]
+            active = [task for stage in self.stages for task in self._in_turn(stage)]
         else:
             drawn = np.random.Generator(np.random.Philox(key=seed)).random(self.max_steps)
             bounds = np.cumsum(self.weights, 1)
@@ -89,6 +87,16 @@ class Plan:
         chosen = np.zeros(self.weights.shape, bool)
         chosen[np.arange(self.max_steps), active] = True
         return chosen
+
+    def _in_turn(self, stage: Stage) -> Iterator[int]:
+        """The task of each step of a stage: the next one in its order whose weight at that step is above 0."""
+        taking = (self.weights[stage.start : stage.end] > 0).tolist()
+        place = 0
+        for weighs in taking:
+            while not weighs[stage.tasks[place % len(stage.tasks)]]:
+                place += 1
+            yield stage.tasks[place % len(stage.tasks)]
+            place += 1
 
     def __getitem__(self, step: int) -> list[Turn]:
         given = self.weights[step] if self.schedule != "proportional" else np.ones(self.weights.shape[1])
@@ -109,11 +117,11 @@ class Plan:
 
 def points(name: str, weight: Any, steps: int) -> Any:
     """A weight at each step, (T,)."""
-    known = [[0, weight]] if isinstance(weight, int | float) else weight
-    try:
-        table = np.asarray(known, dtype=float).reshape(-1, 2)
-    except (TypeError, ValueError):
-        table = np.empty((0, 2))
+    known = [[0, weight]] if _is_number(weight) else weight
+    pairs = isinstance(known, list | tuple) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair)) for pair in known
+    )
+    table = np.asarray(known if pairs else [], dtype=float).reshape(-1, 2)
     if not len(table) or not np.isfinite(table).all() or (table < 0).any() or (np.diff(table[:, 0]) <= 0).any():
         raise ValueError(
             f"tasks: the weight of {name!r} is {weight!r}; wanted a number >= 0, or points [[step, weight], ...] with "
@@ -122,26 +130,37 @@ def points(name: str, weight: Any, steps: int) -> Any:
     return np.interp(np.arange(steps), table[:, 0], table[:, 1])
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def read_stages(stages: Sequence[Any], names: list[str], max_steps: int) -> list[Stage]:
     found: list[Stage] = []
     for number, stage in enumerate(stages):
-        unknown = set(stage) - {"steps", "tasks", "restart"} if isinstance(stage, dict) else {"?"}
-        steps = None if unknown else stage.get("steps")
-        if unknown or not isinstance(steps, int) or steps < 1:
-            raise ValueError(
-                f"stages: number {number} is {stage!r}; wanted steps (a whole number >= 1), and perhaps tasks "
-                "(names) and restart (true or false)"
-            )
-        taking = stage.get("tasks") or names
+        _check_stage(number, stage)
+        taking = names if stage.get("tasks") is None else stage["tasks"]
         missing = [name for name in taking if name not in names]
         if missing:
             raise ValueError(f"stages: number {number} has task {missing[0]!r}; the tasks are {', '.join(names)}")
         start = found[-1].end if found else 0
-        found.append(
-            Stage(start, start + steps, tuple(names.index(name) for name in taking), bool(stage.get("restart", False)))
-        )
+        order = tuple(names.index(name) for name in taking)
+        found.append(Stage(start, start + stage["steps"], order, stage.get("restart", False)))
     if not found:
         return [Stage(0, max_steps, tuple(range(len(names))), False)]
     if max_steps not in (-1, found[-1].end):
         raise ValueError(f"max_steps is {max_steps}, but the stages have {found[-1].end} steps: leave one of them out")
     return found
+
+
+def _check_stage(number: int, stage: Any) -> None:
+    if isinstance(stage, dict) and not set(stage) - {"steps", "tasks", "restart"}:
+        steps, tasks, restart = stage.get("steps"), stage.get("tasks"), stage.get("restart", False)
+        named = tasks is None or (isinstance(tasks, list) and tasks and all(isinstance(name, str) for name in tasks))
+        if type(steps) is int and steps >= 1 and named and isinstance(restart, bool):
+            if tasks and len(set(tasks)) < len(tasks):
+                raise ValueError(f"stages: number {number} is {stage!r}; a task is named twice")
+            return
+    raise ValueError(
+        f"stages: number {number} is {stage!r}; wanted steps (a whole number >= 1), and perhaps tasks (a list of "
+        "names; all without it) and restart (true or false)"
+    )

@@ -37,6 +37,8 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows = [
         ("model", f"{report.model}, {report.parameters / 1e6:,.1f} M parameters; {head}"),
         ("data", f"{report.data}: {report.train_samples:,} samples to train on, {report.eval_samples:,} held out"),
+        *_left_out("training", report.train_dropped, report.train_truncated),
+        *_left_out("held-out", report.eval_dropped, report.eval_truncated),
         ("objective", report.objective),
         ("device", f"{report.device}, {report.precision}"),
         ("steps", done + (f", stopped by {report.interrupted_by}" if report.interrupted_by else "")),
@@ -45,16 +47,14 @@ def _rows(report: Report) -> list[tuple[str, str]]:
             f"{report.supervised_share:.1%} ({report.supervised_tokens:,} of {report.tokens:,} tokens seen)",
         ),
     ]
-    if report.eval_loss_after is not None and report.perplexity_after is not None:
-        change = ""
-        if report.eval_loss_before is not None and report.perplexity_before is not None:
-            change = f"{report.eval_loss_before:.4f} (perplexity {report.perplexity_before:.2f}) -> "
-        rows.append(
-            ("evaluation loss", f"{change}{report.eval_loss_after:.4f} (perplexity {report.perplexity_after:.2f})")
-        )
-    for name, after in report.eval_losses_after.items():
+    if report.eval_loss_after is not None:
+        after = _evaluated(report.eval_loss_after, report.perplexity_after)
+        if report.eval_loss_before is not None:
+            after = f"{_evaluated(report.eval_loss_before, report.perplexity_before)} -> {after}"
+        rows.append(("evaluation loss", after))
+    for name, loss in report.eval_losses_after.items():
         known = report.eval_losses_before.get(name)
-        rows.append((f"  {name}", f"{after:.4f}" if known is None else f"{known:.4f} -> {after:.4f}"))
+        rows.append((f"  {name}", f"{loss:.4f}" if known is None else f"{known:.4f} -> {loss:.4f}"))
     if report.error_rate_after is not None:
         was = "" if report.error_rate_before is None else f"{report.error_rate_before:.1%} -> "
         rows.append(("word error rate", f"{was}{report.error_rate_after:.1%} of held-out completions"))
@@ -70,6 +70,17 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows.append(("loss curves", report.plot))
     rows.append(("log", report.log))
     return rows
+
+
+def _left_out(kind: str, dropped: dict[str, int], truncated: int) -> list[tuple[str, str]]:
+    """What of the data is not learned; nothing where that is none."""
+    facts = [f"{truncated:,} {kind} samples cut at max_length"] if truncated else []
+    facts += [f"{count:,} {kind} records dropped: {reason}" for reason, count in dropped.items()]
+    return [("  left out", fact) for fact in facts]
+
+
+def _evaluated(loss: float, perplexity: float | None) -> str:
+    return f"{loss:.4f}" if perplexity is None else f"{loss:.4f} (perplexity {perplexity:.2f})"
 
 
 def megabytes(count: int) -> str:

@@ -1,15 +1,17 @@
 """The facts of a run, and report.json, which holds them."""
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastft.data import Corpus
 from fastft.trainer.checkpoint import write_json
 from fastft.trainer.device import describe
+from fastft.trainer.given import data_of
 from fastft.trainer.measure import HeadCost
 from fastft.trainer.setup import Setup
-from fastft.trainer.tasks import data_of
 
 REPORT = "report.json"
 
@@ -30,7 +32,8 @@ class Report:
     """Facts of a run. Losses are nats per supervised token, `seconds` are of training steps alone.
 
     tokens counts real tokens seen (no padding), supervised_tokens those that had a loss. eval_loss_before is that
-    of step 0; eval_losses are by task or output, where there are several. error_rate compares completions with their
+    of step 0; eval_losses are by task or output, where there are several, and perplexity is None then. dropped counts
+    records that were left out, by reason; truncated, samples that were cut. error_rate compares completions with their
     references, word by word. data_share is the share of the seconds in which a step waited for data. interrupted_by
     names the signal that ended the run early.
     """
@@ -43,6 +46,10 @@ class Report:
     patch: bool
     train_samples: int
     eval_samples: int
+    train_dropped: dict[str, int]
+    eval_dropped: dict[str, int]
+    train_truncated: int
+    eval_truncated: int
     parameters: int
     step: int
     max_steps: int
@@ -90,6 +97,7 @@ def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) ->
     """The report of a run as it stands, from its counters and its log."""
     config, total, losses = run.config, run.state.total, run.log.having("loss")
     first, last = _first_and_last(run.log.having("eval_loss"))
+    train, held_out = [task.train for task in run.tasks], [task.eval for task in run.tasks if task.eval]
     worse, better = _first_and_last(run.log.having("error_rate"))
     return Report(
         model=config.model,
@@ -98,8 +106,12 @@ def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) ->
         device=describe(run.device),
         precision="bf16 autocast, fp32 weights and optimizer" if run.bf16 else "fp32",
         patch=config.patch,
-        train_samples=sum(len(task.train.samples) for task in run.tasks),
-        eval_samples=sum(len(task.eval.samples) for task in run.tasks if task.eval),
+        train_samples=sum(len(corpus.samples) for corpus in train),
+        eval_samples=sum(len(corpus.samples) for corpus in held_out),
+        train_dropped=_dropped(train),
+        eval_dropped=_dropped(held_out),
+        train_truncated=sum(corpus.stats.truncated for corpus in train),
+        eval_truncated=sum(corpus.stats.truncated for corpus in held_out),
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
         step=run.state.step,
         max_steps=run.max_steps,
@@ -124,6 +136,14 @@ def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) ->
         interrupted_by=interrupted_by,
         generations=_generations(run.log.having("generations")),
     )
+
+
+def _dropped(corpora: list[Corpus]) -> dict[str, int]:
+    """Records that were left out of some corpora, by reason."""
+    counts: Counter[str] = Counter()
+    for corpus in corpora:
+        counts.update(corpus.stats.drop_reasons)
+    return dict(counts)
 
 
 def _first_and_last(records: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,21 +7,26 @@ from typing import Any
 
 from fastft.trainer.checkpoint import DamagedCheckpoint, checkpoints, read_state, step_of
 from fastft.trainer.config import FIELDS, TrainConfig
+from fastft.trainer.given import GivenTask, given_tasks
+from fastft.trainer.plan import Plan
 
 # The weights come from the checkpoint and the place in the data from these: a resumed run must keep them.
 FIXED = (
     "model", "objective", "per_device_train_batch_size", "gradient_accumulation_steps", "group_by_length", "packing",
-    "seed", "tasks", "task_schedule", "stages", "mlm_probability", "mask_replace_prob", "random_replace_prob",
-    "mlm_masking", "mlm_span_length", "nsp_probability", "noise_density", "mean_noise_span_length",
-    "ul2_weights", "ul2_mode_tokens",
+    "seed", "tasks", "task_schedule", "mlm_probability", "mask_replace_prob", "random_replace_prob",
+    "mlm_masking", "mlm_span_length", "mlm_weight", "nsp_probability", "noise_density", "mean_noise_span_length",
+    "sentinel", "ul2_weights", "ul2_mode_tokens",
 )  # fmt: skip
-# Fields that decide which samples there are: named when the data turns out to be other data.
-OF_DATA = tuple(name for name, field in FIELDS.items() if field.metadata["own"] and name not in FIXED)
-# Fields that change what is learned from here on: allowed, and said aloud.
+# Length of a row: fixed only where samples share rows.
+OF_ROWS = ("max_length",)
+# Fields that change what is learned from here on, or how it is evaluated: allowed, and said aloud. Of the stages only
+# those behind the checkpoint's step may change.
 OF_LEARNING = (
     "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
-    "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16",
+    "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "mlm_eval_probability", "stages",
 )  # fmt: skip
+# Fields that decide which samples there are: named when the data turns out to be other data.
+OF_DATA = tuple(name for name, field in FIELDS.items() if field.metadata["own"] and name not in (*FIXED, *OF_LEARNING))
 
 
 @dataclass(frozen=True)
@@ -93,14 +98,27 @@ def _named(config: TrainConfig, output_dir: Path) -> Start:
 
 
 def _compare(start: Start, config: TrainConfig) -> None:
-    changed = _changes(start, config)
-    refused = [changed[name] for name in FIXED if name in changed]
+    changed, tasks = _changes(start, config), given_tasks(config)
+    rows = OF_ROWS if any(task.config.packing for task in tasks) else ()
+    refused = [changed[name] for name in (*FIXED, *rows) if name in changed]
+    if not refused and "stages" in changed and not _same_turns(start, config, tasks):
+        refused = [f"{changed['stages']}, and only what follows step {start.step} may change"]
     if refused:
         raise ValueError(
             f"{start.checkpoint} belongs to a run of another model or course through the data: {'; '.join(refused)}. "
             f"Set it back, or start a new run from these weights with --model {start.checkpoint}"
         )
     start.notes.extend(f"changed since {start.checkpoint}: {changed[name]}" for name in OF_LEARNING if name in changed)
+
+
+def _same_turns(start: Start, config: TrainConfig, tasks: list[GivenTask]) -> bool:
+    """Whether the steps up to the checkpoint take the same tasks, with the same weights, under both lists of stages."""
+    names, weights, behind = [task.name for task in tasks], [task.weight for task in tasks], range(start.step)
+    before, now = (
+        Plan(names, weights, config.task_schedule, stages or (), config.seed, -1 if stages else start.step)
+        for stages in (start.state["config"].get("stages"), config.stages)
+    )
+    return now.max_steps >= start.step and [before[step] for step in behind] == [now[step] for step in behind]
 
 
 def check_data(start: Start, config: TrainConfig, fingerprint: str) -> None:

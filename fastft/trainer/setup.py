@@ -8,19 +8,19 @@ import torch
 from rich.console import Console
 
 from fastft.data.isolation import check_isolation
-from fastft.data.objectives import objective_class
 from fastft.hf.patch import patch
-from fastft.hf.pretrained import load
+from fastft.hf.pretrained import load, load_outline
 from fastft.trainer.ahead import Ahead
 from fastft.trainer.checkpoint import load_optimizer
 from fastft.trainer.config import TrainConfig
 from fastft.trainer.device import training_device, use_bf16
+from fastft.trainer.given import data_of, given_tasks, model_class
 from fastft.trainer.log import RunLog
 from fastft.trainer.optimizer import adamw
 from fastft.trainer.progress import say
 from fastft.trainer.resume import check_data, choose_start
 from fastft.trainer.state import State
-from fastft.trainer.tasks import Share, check_fits, data_of, fingerprint, make_plan, make_tasks
+from fastft.trainer.tasks import Share, check_fits, fingerprint, make_plan, make_tasks
 
 CONFIG, PLOT = "config.yaml", "loss.png"
 
@@ -39,6 +39,8 @@ class Setup:
 
     def __init__(self, config: TrainConfig, console: Console | None = None) -> None:
         self.config, self.console = config, console or Console()
+        given = given_tasks(config)
+        make_plan(config, given, [task.weight for task in given], -1 if config.stages else max(1, config.max_steps))
         self.output_dir = Path(config.output_dir)
         self.plot = self.output_dir / PLOT
         self.device = training_device()
@@ -46,18 +48,20 @@ class Setup:
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
         self.start = choose_start(config)
 
-        source = str(self.start.checkpoint or config.model)
+        source, kind = str(self.start.checkpoint or config.model), model_class(given)
         say(self.console, f"loading {source} and {data_of(config)}")
-        kinds = [task.get("objective", config.objective) for task in config.tasks or [{}]]
-        self.model, self.tokenizer = load(source, torch.float32, objective_class(kinds[0]).auto_class)
+        outline, self.tokenizer = load_outline(source, kind)  # weights come behind the data, which may be refused
         self.tasks, weights = make_tasks(config, self.tokenizer)
+        for task in self.tasks:
+            check_fits(outline, task)
+            task.objective.outline(outline)
+        check_data(self.start, config, fingerprint(self.tasks))
+        self.model, _ = load(source, torch.float32, kind)
         _fit_out(self.model, config, self.device)
         for task in self.tasks:
-            check_fits(self.model, task)
             task.objective.prepare(self.model)
             if task.config.packing:
                 check_isolation(self.model, task.objective)
-        check_data(self.start, config, fingerprint(self.tasks))
 
         self.optimizer = adamw(self.model, config)
         by_epochs = math.ceil(config.num_train_epochs * self.tasks[0].windows.steps_per_epoch)
@@ -98,8 +102,13 @@ class Setup:
             f"{task.windows.epoch_at(visits):.2f} epochs{f' of {task.name}' if len(self.tasks) > 1 else ''}"
             for task, visits in zip(self.tasks, self.plan.visits_before(self.max_steps), strict=True)
         )
-        unit = "rows" if config.packing else "samples"
-        return [*lines, f"{self.max_steps:,} steps of {per_step} {unit}, {done}"]
+        return [*lines, f"{self.max_steps:,} steps of {per_step} {self._unit()}, {done}"]
+
+    def _unit(self) -> str:
+        """What a step is counted in."""
+        kinds = {"rows" if task.config.packing else "samples" for task in self.tasks}
+        each = " of each task" if self.plan.schedule == "joint" and len(self.tasks) > 1 else ""
+        return " or ".join(sorted(kinds)) + each
 
 
 def _fit_out(model: Any, config: TrainConfig, device: torch.device) -> None:

@@ -11,6 +11,9 @@ from fastft.data import Batch
 class Meter:
     """Sums over some optimizer steps. `loss` is sum w nll, `weight` is sum w, `seconds` are of the steps alone.
 
+    Where there are several outputs, w is of the first, and nll the sum of their means. Weights of tasks are left out:
+    they would bend the curve of a loss whose parts stand still.
+
     waited: those of the seconds that went by until data was there. parts: `[sum w nll, sum w]` by task or output, where
     there are several.
     """
@@ -31,12 +34,13 @@ class Meter:
         for name, sums in other.parts.items():
             self.parts[name] = [a + b for a, b in zip(self.parts.get(name, (0.0, 0.0)), sums, strict=True)]
 
-    def count(self, batches: Sequence[Batch]) -> None:
-        """Tokens and, of each batch's first target, labels and weight."""
-        for batch in batches:
-            self.tokens += batch.tokens
-            self.supervised_tokens += batch.targets[0].count
-            self.weight += batch.targets[0].total
+    def count(self, batches: Sequence[Batch], mean_loss: float) -> None:
+        """Tokens of a window and, of each batch's first target, labels and weight; and the window's mean loss."""
+        weight = sum(batch.targets[0].total for batch in batches)
+        self.tokens += sum(batch.tokens for batch in batches)
+        self.supervised_tokens += sum(batch.targets[0].count for batch in batches)
+        self.weight += weight
+        self.loss += mean_loss * weight
 
     @property
     def mean_loss(self) -> float:

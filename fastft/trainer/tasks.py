@@ -1,20 +1,17 @@
 """What a run learns: one objective on its data, or several tasks that take turns."""
 
-import dataclasses
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-import numpy as np
 from torch import nn
 
-from fastft.data import Batch, Corpus, Draw, Mask, Objective, load_corpus, make_objective
+from fastft.data import Batch, Corpus, Draw, Objective, load_corpus, make_objective
 from fastft.data.packing import pack
-from fastft.trainer.config import FIELDS, TrainConfig, unknown_key
+from fastft.trainer.config import FIELDS, TrainConfig
+from fastft.trainer.given import given_tasks, mask_of
 from fastft.trainer.plan import Plan, Turn
 from fastft.trainer.windows import Rows, Windows
-
-# What a task of `tasks` may set for itself; everything else is the run's.
-OWN = frozenset(name for name, field in FIELDS.items() if field.metadata["own"])
 
 
 class Task:
@@ -31,8 +28,6 @@ class Task:
         self.objective: Objective = make_objective(config.objective, tokenizer, options)
         self.train, self.eval = load_corpora(config, tokenizer, self.objective)
         lengths = self.train.lengths
-        if config.packing and not self.objective.packs:
-            raise ValueError(f"packing: {config.objective} cannot share rows between samples; set packing to false")
         rows = pack(lengths, config.max_length) if config.packing else None
         self.filled = sum(lengths) / (len(rows) * config.max_length) if rows else None
         self.windows = Windows(
@@ -55,6 +50,13 @@ class Task:
         return lines
 
 
+class Named(Protocol):
+    """What a plan is made of: a `Task`, or a `GivenTask` before its data are read."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class Share:
     """One task's part in a step: its turn, the indices of its samples, and its batches."""
 
@@ -70,36 +72,17 @@ class Share:
 
 
 def make_tasks(config: TrainConfig, tokenizer: Any) -> tuple[list[Task], list[Any]]:
-    """The tasks of a run and their weights; one task, named after its objective, where `tasks` is not given.
+    """The tasks of a run and their weights; one, named after its objective, where `tasks` is not given.
 
     Raises:
         ValueError, OSError: settings or data of a task that cannot be used.
     """
-    if not config.tasks:
-        return [Task(config.objective, config, tokenizer)], [1.0]
-    tasks: list[Task] = []
-    weights: list[Any] = []
-    for number, given in enumerate(config.tasks):
-        own = {("train_data" if key == "data" else key): value for key, value in given.items()}
-        weight, name = own.pop("weight", 1.0), own.pop("name", None)
-        wrong = [key for key in own if key not in OWN]
-        if wrong:
-            about = f"{wrong[0]} is the run's, not a task's" if wrong[0] in FIELDS else unknown_key(wrong[0])
-            raise ValueError(f"tasks: number {number}: {about}; a task has name, weight and {', '.join(sorted(OWN))}")
-        merged = {field: getattr(config, field) for field in FIELDS} | {"tasks": None, "stages": None} | own
-        try:
-            task_config = TrainConfig(**merged)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"tasks: number {number}: {error}") from error
-        name = name or task_config.objective
-        if any(task.name == name for task in tasks):
-            raise ValueError(f"tasks: two are called {name!r}; give each a name of its own")
-        tasks.append(Task(name, task_config, tokenizer))
-        weights.append(weight)
-    return tasks, weights
+    given = given_tasks(config)
+    return [Task(task.name, task.config, tokenizer) for task in given], [task.weight for task in given]
 
 
-def make_plan(config: TrainConfig, tasks: list[Task], weights: list[Any], max_steps: int) -> Plan:
+def make_plan(config: TrainConfig, tasks: Sequence[Named], weights: Sequence[Any], max_steps: int) -> Plan:
+    """Raises ValueError for weights, stages or a schedule that cannot be meant."""
     return Plan(
         [task.name for task in tasks], weights, config.task_schedule, config.stages or (), config.seed, max_steps
     )
@@ -111,8 +94,7 @@ def load_corpora(config: TrainConfig, tokenizer: Any, objective: Objective) -> t
     Raises:
         ValueError, OSError: data that cannot be read or learned from, with file and line; see `load_corpus`.
     """
-    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(Mask)}
-    mask = Mask(**{name: value for name, value in given.items() if value is not None})
+    mask = mask_of(config)
 
     def load(source: str, split: str, eval_fraction: float, limit: int | None, seed: int = 0) -> Corpus:
         return load_corpus(
@@ -131,7 +113,7 @@ def load_corpora(config: TrainConfig, tokenizer: Any, objective: Objective) -> t
 
 
 def check_fits(model: Any, task: Task) -> None:
-    """Refuse samples with more tokens than the model has positions.
+    """Refuse samples, also held-out ones, with more tokens than the model has positions.
 
     Raises:
         ValueError: naming both numbers.
@@ -142,16 +124,18 @@ def check_fits(model: Any, task: Task) -> None:
     for module in model.modules():  # RoBERTa counts from behind its padding token
         if isinstance(module, nn.Embedding) and module.num_embeddings == positions and module.padding_idx is not None:
             positions -= module.padding_idx + 1
-    samples = task.train.samples
-    lengths, seams = samples.lengths, samples.arrays["boundaries"]
-    if model.config.is_encoder_decoder:
-        lengths = np.maximum(lengths - seams, seams)  # each half has positions of its own
-    longest = min(int(lengths.max()), max(task.objective.max_length, task.config.max_target_length or 0))
-    if longest > positions:
-        raise ValueError(
-            f"a sample has {longest} tokens, but {task.config.model} takes {positions}: "
-            f"lower max_length (now {task.config.max_length})"
-        )
+    for kind, corpus in (("a", task.train), ("a held-out", task.eval)):
+        longest = 0 if corpus is None else _longest(task, corpus)
+        if longest > positions:
+            raise ValueError(
+                f"{kind} sample has {longest} tokens, but {task.config.model} takes {positions}: "
+                f"lower max_length (now {task.config.max_length})"
+            )
+
+
+def _longest(task: Task, corpus: Corpus) -> int:
+    limit = max(task.objective.max_length, task.config.max_target_length or 0)
+    return min(task.objective.longest(corpus.samples), limit)
 
 
 def fingerprint(tasks: list[Task]) -> str:
@@ -159,9 +143,3 @@ def fingerprint(tasks: list[Task]) -> str:
     if len(tasks) == 1:
         return tasks[0].train.samples.fingerprint
     return hashlib.sha256("".join(task.train.samples.fingerprint for task in tasks).encode()).hexdigest()
-
-
-def data_of(config: TrainConfig) -> str:
-    """What a run learns from, in words."""
-    sources = [task.get("data", task.get("train_data", config.train_data)) for task in config.tasks or [{}]]
-    return " + ".join(dict.fromkeys(map(str, sources)))

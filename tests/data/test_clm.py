@@ -1,14 +1,19 @@
+import re
 from collections import Counter
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from hypothesis import given
-from transformers import ByT5Tokenizer
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertLMHeadModel, ByT5Tokenizer
 
 from fastft.data.build import build as build_corpus
 from fastft.data.formats import Conversation, PromptCompletion, Text
 from fastft.data.masking import policy
 from fastft.data.objectives import make_objective
+from fastft.data.objectives.objective import NOTHING
+from fastft.data.sample import Sample
 from fastft.data.templates import Renderer
 
 from .chat_templates import CHATML
@@ -126,7 +131,7 @@ BLANK = PromptCompletion("the\n user", " ")
 GOOD = PromptCompletion("the", " user")
 WHY = {
     "cut": "max_length=5 cuts off all of its target",
-    "blank": "no token of it is to be learned: an empty completion or text, or no assistant turn",
+    "blank": NOTHING,
 }
 
 
@@ -135,10 +140,16 @@ def test_a_record_with_nothing_to_learn_is_an_error_that_names_it(tokenizer):
         ValueError, match=r"sample 1 \(f:2, 'the user of the model reads words'\) has .*: " + WHY["cut"]
     ):
         build(tokenizer, GOOD, LONG, max_length=5)
-    with pytest.raises(ValueError, match=r"sample 0 \(f:1, 'the user'\) has nothing to learn: " + WHY["blank"]):
+    with pytest.raises(ValueError, match=r"sample 0 \(f:1, 'the user'\) has .*: " + re.escape(WHY["blank"])):
         build(tokenizer, BLANK)
     with pytest.raises(ValueError, match=r"sample 0 \(f:1, ''\) has nothing to learn"):
         build(tokenizer, Text(""))
+
+
+def test_without_a_turn_of_the_roles_that_are_trained_these_are_named(make_tokenizer):
+    tokenizer = make_tokenizer(chat_template=CHATML, eos_token="<|im_end|>")
+    with pytest.raises(ValueError, match=r"has nothing to learn: .* or no turn of a role in train_roles \(assistant"):
+        build(tokenizer, Conversation([{"role": "user", "content": "the user"}]))
 
 
 def test_dropped_records_are_counted_by_reason(tokenizer):
@@ -164,6 +175,55 @@ def test_examples_show_the_last_target_and_what_comes_before_it(make_tokenizer):
     assert example.prompt.endswith("another<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.decode(example.prompt_ids) == example.prompt
     assert example.origin == "f:1"
+
+
+def test_a_sample_of_a_conversation_opens_before_its_last_turn(make_tokenizer):
+    tokenizer = make_tokenizer(chat_template=CHATML, eos_token="<|im_end|>")
+    contents = ("a question", "an answer", "another", "the last answer", "thanks")
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    corpus = build(tokenizer, Conversation(messages))
+    (example,), (made,) = corpus.examples, corpus.samples
+    opened = make_objective("clm", tokenizer, {}).opening(made, "f:1")
+    assert (opened.prompt_ids, opened.completion) == (example.prompt_ids, example.completion)
+    prefix = make_objective("prefix_lm", tokenizer, {})  # here the prompt is what is read in both directions
+    opened = prefix.opening(replace(made, boundary=made.weights.index(1.0)), "f:1")
+    assert opened.prompt.endswith("a question\nassistant\n")
+    assert opened.completion == "an answer"
+
+
+def test_an_opening_is_followed_by_one_learned_stretch_that_is_not_blank(tokenizer):
+    objective = make_objective("clm", tokenizer, {})
+    ids = tokenizer("the user reads the words of the model").input_ids
+    end = tokenizer.eos_token_id
+    n = len(ids)
+    # a turn whose end token alone is learned last, and a hole in front of it
+    opened = objective.opening(Sample([*ids, end], [0.0] * (n - 2) + [1.0, 0.0, 2.0]), "f:1")
+    assert opened.prompt_ids == ids[: n - 2]
+    assert opened.completion == tokenizer.decode(ids[n - 2 : n - 1]).strip()
+    whole = objective.opening(Sample(ids, [0.0] + [1.0] * (n - 1)), "f:1")
+    assert (whole.prompt_ids, whole.completion) == (ids[: n // 4], tokenizer.decode(ids[n // 4 :]).strip())
+
+
+CAUSAL = {"is_decoder": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "generates"),
+    [("masked", {}, False), ("head", {}, False), ("head", CAUSAL, True), ("pretraining", {}, False)],
+)
+def test_prompts_are_completed_by_models_that_are_causal_by_themselves(tokenizer, kind, options, generates):
+    """BertLMHeadModel can generate in transformers' eyes, and would read a prompt in both directions."""
+    kinds = {"masked": BertForMaskedLM, "head": BertLMHeadModel, "pretraining": BertForPreTraining}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    model = kinds[kind](BertConfig(vocab_size=len(tokenizer), **sizes, **options))
+    objective = make_objective("clm", tokenizer, {})
+    assert objective.generates
+    objective.prepare(model)
+    assert objective.generates is generates
+    prefix = make_objective("prefix_lm", tokenizer, {"max_length": 32})
+    prefix.prepare(model)
+    assert prefix.generates is generates
 
 
 def test_examples_are_spread_and_whole(tokenizer):

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from fastft.data import load_corpus
+from fastft.data import Mask, load_corpus, make_objective
 
 from .chat_templates import CHATML
+from .tiny_encoders import TEXTS, wordpiece
 
 RECORDS = {
     "text": {"text": "the user reads"},
@@ -114,7 +115,7 @@ def test_options_are_checked(jsonl, tokenizer, options, message):
 
 def test_the_line_of_a_bad_record_is_named(jsonl, tokenizer):
     good = RECORDS["prompt_completion"]
-    with pytest.raises(ValueError, match=r"data\.jsonl:2: 'completion': a string is wanted, got NoneType"):
+    with pytest.raises(ValueError, match=r"data\.jsonl:2: 'completion': a string is wanted, got null"):
         load_corpus(jsonl(good, {**good, "completion": None}), tokenizer)
     with pytest.raises(ValueError, match=r"sample 1 \(.*data\.jsonl:2, 'the user'\) has nothing to learn"):
         load_corpus(jsonl(good, {**good, "completion": ""}), tokenizer)
@@ -132,3 +133,31 @@ def test_the_docstring_corpus_with_smollm2(smollm2):
         assert smollm2.decode(sample.input_ids[:first]).endswith("```<|im_end|>\n<|im_start|>assistant\n")
     assert len(corpus.examples) == 8
     assert len({example.origin.split(":")[0] for example in corpus.examples}) > 3
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_corpus_of_one_document_is_refused_when_it_is_loaded(tmp_path, cache):
+    tokenizer = wordpiece()
+    objective = make_objective("nsp", tokenizer, {"max_length": 24})
+    path = tmp_path / "a.jsonl"
+    texts = [" ".join(TEXTS[start : start + 4]) for start in (0, 4)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = {"objective": objective, "cache": cache, "cache_dir": tmp_path / "cache"}
+    assert len(load_corpus(str(path), tokenizer, **options).samples) > 2
+    for _ in range(2):  # made, and then found in the cache
+        with pytest.raises(ValueError, match=r"source '.*a\.jsonl', split 'eval': 'nsp' takes random sentences"):
+            load_corpus(str(path), tokenizer, eval_fraction=0.5, split="eval", **options)
+    path.write_text(json.dumps({"text": texts[0]}))
+    with pytest.raises(ValueError, match=r"source '.*a\.jsonl': 'nsp' takes random sentences from other documents"):
+        load_corpus(str(path), tokenizer, **options)
+    sop = make_objective("sop", tokenizer, {"max_length": 24})
+    assert len(load_corpus(str(path), tokenizer, **{**options, "objective": sop}).samples)
+
+
+@pytest.mark.parametrize("num_proc", [0, 2])
+def test_records_that_expressions_match_in_are_counted(jsonl, tokenizer, num_proc):
+    records = [{"prompt": "the user ", "completion": f"reads {n % 3}"} for n in range(600)]
+    mask = Mask(keep_spans="user", span_weights={"reads [01]": 1.0, "[0-9]": 2.0, "nowhere": 0.0})
+    for _ in range(2):
+        found = load_corpus(jsonl(*records), tokenizer, mask=mask, num_proc=num_proc).stats
+        assert found.matched == {"user": 600, "reads [01]": 400, "[0-9]": 600}

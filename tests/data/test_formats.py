@@ -91,7 +91,7 @@ def test_a_later_record_with_other_columns_is_refused():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": None}, "f:3: 'text': a string is wanted, got NoneType None"),
+        ({"text": None}, "f:3: 'text': a string is wanted, got null$"),
         ({"text": "a\ud800b"}, r"f:3: 'text': half of a surrogate pair \(U\+D800\) at character 1"),
         ({"prompt": ["p"], "completion": "c"}, r"f:3: 'prompt': a string is wanted, got list \['p'\]"),
         ({"instruction": "i", "output": 3}, "f:3: 'output': a string is wanted, got int 3"),
@@ -108,7 +108,7 @@ def test_a_later_record_with_other_columns_is_refused():
             "f:3: message 0: 'from' is 'bard'; known are human",
         ),
         ({"conversations": [{"role": "user", "content": "x"}]}, "f:3: message 0: 'from' and 'value' are wanted, found"),
-        ({"conversations": [{"from": "gpt", "value": None}]}, "f:3: message 0: 'value': a string is wanted, got None"),
+        ({"conversations": [{"from": "gpt", "value": None}]}, "f:3: message 0: 'value': a string is wanted, got null$"),
         ({"prompt": TURNS, "completion": "c"}, "f:3: 'prompt': a string is wanted, got list"),
         ({"input_ids": [5, "6"]}, r"f:3: 'input_ids': a list of integers is wanted, got list \[5, '6'\]"),
         ({"input_ids": []}, r"f:3: 'input_ids': a list of integers is wanted, got list \[\]"),

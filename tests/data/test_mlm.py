@@ -336,7 +336,33 @@ def test_models_that_cannot_be_trained_are_refused(tokenizers, bert):
         mlm(larger).prepare(model)
     with pytest.raises(ValueError, match="BartForConditionalGeneration is an encoder-decoder"):
         mlm(bert).prepare(tiny("bart", bert))
-    roberta = tiny("roberta", tokenizers["byte_level"])  # 132 rows, the first two of which are never used
-    mlm(tokenizers["byte_level"], 130).prepare(roberta)
-    with pytest.raises(ValueError, match="max_length: got 131, and RobertaForMaskedLM knows 130 positions"):
-        mlm(tokenizers["byte_level"], 131).prepare(roberta)
+
+
+def test_a_model_may_have_fewer_positions_than_max_length_where_samples_are_shorter(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    model, objective = tiny("roberta", tokenizer), mlm(tokenizer, 1024)
+    objective.prepare(model)
+    samples = samples_of(objective, sorted(TEXTS, key=len)[:6])
+    assert objective.longest(samples) <= 130
+    batch = objective.batch(samples, [[0, 1, 2, 3, 4, 5]], DRAW)
+    assert int(batch.inputs["position_ids"].min()) == 2  # of a table of 132, the first two of which are never used
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("bert", "mlm"), ("albert", "mlm"), ("fnet", "mlm"), ("bert", "clm"), ("albert", "clm")]
+)
+def test_a_model_with_two_heads_learns_tokens_alone_as_well(bert, kind, name):
+    model = tiny(kind, bert, pretraining=True)
+    objective = make_objective(name, bert, {"max_length": 48})
+    objective.prepare(model)
+    samples = samples_of(objective, TEXTS[:6])
+    batch = objective.batch(samples, [[index] for index in range(4)], DRAW)
+    (target,) = batch.targets
+    assert target.output == "prediction_logits"
+    logits = forward(model, batch).prediction_logits
+    assert target.labels.shape == logits.shape[:-1]
+    assert plain_loss(forward(model, batch), target) > 1
+    with torch.device("meta"):  # told without computing
+        outlined = make_objective(name, bert, {"max_length": 48})
+        outlined.outline(type(model)(model.config))
+    assert outlined.batch(samples, [[0]], DRAW).targets[0].output == "prediction_logits"

@@ -308,6 +308,21 @@ def test_models_without_both_heads_are_refused(bert, kind):
         make("nsp", bert).prepare(tiny(kind, bert, pretraining=True))
 
 
+@given(sizes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=2, max_size=9))
+def test_the_longest_row_is_of_the_longest_segments_which_may_meet(bert, sizes):
+    objective = make("nsp", bert, 128, nsp_probability=1.0)
+    samples = Samples.of(Sample([9] * (a + b), [1.0] * (a + b), a, n) for n, (a, b) in enumerate(sizes))
+    bound = objective.longest(samples)
+    assert bound == max(a for a, _ in sizes) + max(b for _, b in sizes) + 3
+    for epoch in range(3):
+        batch = objective.batch(samples, [[index] for index in range(len(sizes))], Draw(0, epoch))
+        assert batch.inputs["input_ids"].shape[1] <= bound
+
+
+def test_max_length_may_exceed_the_positions_of_a_model(bert):
+    make("nsp", bert, 1024).prepare(tiny("bert", bert, pretraining=True))
+
+
 def test_what_cannot_be_is_refused(bert, few, tokenizer):
     with pytest.raises(ValueError, match="nsp_probability: got 2"):
         make("nsp", bert, nsp_probability=2)
@@ -317,11 +332,20 @@ def test_what_cannot_be_is_refused(bert, few, tokenizer):
         make("sop", tokenizer)
     with pytest.raises(ValueError, match="packing: 'nsp' has one label for each row"):
         make("nsp", bert).batch(few, [[0, 1]], DRAW)
-    with pytest.raises(ValueError, match="max_length: got 133, and BertForPreTraining knows 132 positions"):
-        make("nsp", bert, 133).prepare(tiny("bert", bert, pretraining=True))
     joined = wordpiece()
     joined.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     with pytest.raises(ValueError, match="'nsp' needs a separator"):
         make("nsp", joined)
+
+
+def test_the_loss_of_masked_tokens_can_weigh_less(bert):
+    whole, less = (make("nsp", bert, **options) for options in ({}, {"mlm_weight": 0.25}))
+    samples = corpus(whole).samples
+    rows = [[index] for index in range(4)]
+    (tokens, label), (same, own) = (each.batch(samples, rows, DRAW).targets for each in (whole, less))
+    assert (tokens.scale, label.scale, same.scale, own.scale) == (1.0, 1.0, 0.25, 1.0)
+    assert torch.equal(tokens.labels, same.labels)
+    with pytest.raises(ValueError, match="mlm_weight: got 0"):
+        make("nsp", bert, mlm_weight=0)

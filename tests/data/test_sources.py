@@ -44,6 +44,8 @@ def test_reading_is_lazy(tmp_path):
     [
         ("a.jsonl", '{"text": "a"}\n{"text": b}\n', r"a\.jsonl:2:10: malformed JSON: Expecting value"),
         ("a.jsonl", '{"text": "a"}\n{"text": "b"', r"a\.jsonl:2:13: malformed JSON: Expecting ',' delimiter"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b\n', r"a\.jsonl:2:10: malformed JSON: Unterminated string$"),
+        ("a.jsonl", '{"text": "a\tb"}\r\n', r"a\.jsonl:1:12: malformed JSON: Invalid control character$"),
         ("a.jsonl", '{"text": "a"}\n\n["text"]', r"a\.jsonl:3: an object with named columns is wanted, got an array"),
         ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: malformed JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"a\.jsonl:2: not UTF-8 text \(byte 0xff at line 1, .* 11 of"),

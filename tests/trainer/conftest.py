@@ -1,4 +1,4 @@
-"""A Llama of two layers, its tokenizer and some data, all small enough to be made for the tests."""
+"""A Llama, a BERT and a T5 of two layers, tokenizers and some data, all small enough to be made for the tests."""
 
 import io
 import json
@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    ByT5Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from fastft.trainer import TrainConfig, Trainer
 
@@ -20,6 +29,11 @@ RECORDS = [
     for n, ask in enumerate(("What colour has", "Tell me of", "Describe", "Now:"))
     for thing, colour in COLOURS.items()
 ]
+SENTENCES = [f"the {thing} is {colour} and {n} more of it ." for thing, colour in COLOURS.items() for n in range(9)]
+SMALL: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}  # fmt: skip
 
 MakeConfig = Callable[..., TrainConfig]
 MakeTrainer = Callable[..., Trainer]
@@ -64,6 +78,52 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "colours.jsonl"
     write_records(path, RECORDS)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def bert_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A BERT with the heads for masked tokens and next sentences, and words for tokens."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = sorted(
+        {word for text in [*SENTENCES, *(r["prompt"] + r["completion"] for r in RECORDS)] for word in split(text)}
+    )
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_max_length=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bert")
+    BertForPreTraining(BertConfig(vocab_size=len(tokenizer), **SMALL)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def split(text: str) -> list[str]:
+    return [word for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text)]
+
+
+@pytest.fixture(scope="session")
+def t5_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    tokenizer = ByT5Tokenizer()
+    torch.manual_seed(0)
+    size = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, dropout_rate=0.0, **size)
+    folder = tmp_path_factory.mktemp("t5")
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Texts of several sentences each."""
+    path = tmp_path_factory.mktemp("documents") / "texts.jsonl"
+    texts = [" ".join(SENTENCES[i : i + 6]) for i in range(0, len(SENTENCES), 3)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)
 
 

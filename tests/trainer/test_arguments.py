@@ -33,6 +33,14 @@ def test_without_a_file() -> None:
     assert parse_config(["--resume_from_checkpoint=true"], defaults={"model": "m", "train_data": "d"})
 
 
+@pytest.mark.parametrize("value", ["-colour", "-1", "--colour", "a b=c", ""])
+def test_values_may_begin_with_a_dash(config_file: str, value: str) -> None:
+    config = parse_config([config_file, f"--keep_spans={value}", "--seed", "3"])
+    assert (config.keep_spans, config.seed) == (value, 3)
+    if not value.startswith("--"):
+        assert parse_config([config_file, "--keep_spans", value, "--seed", "3"]) == config
+
+
 def test_defaults_of_a_command_yield_to_file_and_options(config_file: str) -> None:
     defaults = {"learning_rate": 1.0, "seed": 9, "max_steps": 5}
     config = parse_config([config_file, "--max_steps", "6"], defaults=defaults)
@@ -55,7 +63,14 @@ def test_config_written_is_read_back(config_file: str, tmp_path: Path) -> None:
         (["--max_steps", "many"], ["max_steps is 'many'", "wanted a whole number", "optimizer steps"]),
         (["--lr_scheduler_type", "cos"], ["lr_scheduler_type is 'cos'", "linear or cosine or constant"]),
         (["--bf16", "maybe"], ["bf16 is 'maybe'", "wanted true or false or null"]),
-        (["--max_steps"], ["max_steps", "expected one argument"]),
+        (["--max_steps"], ["max_steps needs a value", "nothing follows", "a whole number"]),
+        (["--packing", "--output_dir", "out"], ["packing needs a value", "--output_dir follows", "true or false"]),
+        (["--model", "m", "--tasks", "[]"], ["tasks is []; wanted null, or a list of tasks"]),
+        (["--config"], ["config needs a value"]),
+        (
+            ["--tasks", "[mlm]"],
+            ["tasks is ['mlm']; wanted", "a list of tasks with keys and values, such as [{objective: mlm"],
+        ),
         (["--model", "m"], ["train_data not given", "--train_data"]),
         ([], ["model and train_data not given"]),
         (["--model", "m", "--train_data", "d", "--learning_rate", "-1"], ["learning_rate is -1.0"]),

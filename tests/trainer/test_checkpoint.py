@@ -1,15 +1,23 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    BertModel,
+    EncoderDecoderModel,
+)
 
 from fastft.trainer import checkpoint
 from fastft.trainer.checkpoint import DamagedCheckpoint, checkpoints, load_optimizer, read_state, save
 from fastft.trainer.optimizer import adamw
 
-from .conftest import MakeTrainer
+from .conftest import SMALL, MakeTrainer, assert_same, weights
 
 
 @pytest.fixture
@@ -128,5 +136,34 @@ def test_a_checkpoint_of_the_model_alone_says_so(make_trainer: MakeTrainer) -> N
 
 def test_an_optimizer_of_other_parameters_is_refused(make_trainer: MakeTrainer, saved: Path) -> None:
     model = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="differ in"):
+    with pytest.raises(ValueError, match="which has no"):
         load_optimizer(saved, model, torch.optim.AdamW(model.parameters()))
+
+
+def test_parameters_without_gradients_start_without_state(
+    make_trainer: MakeTrainer, bert_dir: str, tmp_path: Path
+) -> None:
+    """The pooler of an EncoderDecoderModel's encoder is one that is never used."""
+    tokenizer = AutoTokenizer.from_pretrained(bert_dir)
+    small = {**SMALL, "vocab_size": len(tokenizer)}
+    model = EncoderDecoderModel(
+        encoder=BertModel(BertConfig(**small)),
+        decoder=BertLMHeadModel(BertConfig(**small, is_decoder=True, add_cross_attention=True)),
+    )
+    model.config.decoder_start_token_id, model.config.pad_token_id, model.config.eos_token_id = 2, 0, 3
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    options: dict[str, Any] = {
+        "model": str(tmp_path / "model"),
+        "objective": "seq2seq",
+        "max_length": 48,
+        "max_steps": 4,
+    }
+    whole = make_trainer(**options, save_steps=2)
+    whole.train()
+    unused = [name for name, parameter in whole.model.named_parameters() if not whole.optimizer.state.get(parameter)]
+    assert "encoder.pooler.dense.weight" in unused
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    resumed = make_trainer(**options, output_dir=str(tmp_path / "again"), resume_from_checkpoint=checkpoint)
+    resumed.train()
+    assert_same(weights(whole), weights(resumed))

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fastft.trainer.config import FIELDS, TrainConfig, type_name, unknown_key
+from fastft.trainer.config import FIELDS, TrainConfig, unknown_key
+from fastft.trainer.fields import OTHER_NAMES, SWITCHES, type_name
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -45,6 +46,8 @@ def test_yaml_round_trip(changes: dict[str, Any]) -> None:
         ({"train_data": ""}, ["train_data is ''", "not empty"]),
         ({"save_total_limit": 0}, ["save_total_limit is 0"]),
         ({"eval_data": "x", "eval_fraction": 0.1}, ["eval_data", "eval_fraction", "one of them"]),
+        ({"tasks": []}, ["tasks is []", "null, or a list of tasks with keys and values"]),
+        ({"stages": []}, ["stages is []", "null, or a list of stages"]),
         ({"eval_steps": 5}, ["eval_steps is 5", "eval_data", "eval_fraction"]),
     ],
 )
@@ -59,6 +62,12 @@ def test_refuses_values_that_cannot_be_meant(changes: dict[str, Any], words: lis
     [
         ({"max_steps": 1.5}, ["max_steps is 1.5", "whole number"]),
         ({"max_steps": "3"}, ["max_steps is '3'", "whole number"]),
+        (
+            {"tasks": ["mlm"]},
+            ["tasks is ['mlm']", "a list of tasks with keys and values, such as [{objective: mlm, data"],
+        ),
+        ({"tasks": "mlm"}, ["tasks is 'mlm'", "a list of tasks"]),
+        ({"stages": "mlm"}, ["stages is 'mlm'", "a list of stages with keys and values, such as [{steps: 1000"]),
         ({"seed": True}, ["seed is True", "whole number"]),
         ({"bf16": "yes"}, ["bf16 is 'yes'", "true or false or null"]),
         ({"lr_scheduler_type": "cosin"}, ["lr_scheduler_type is 'cosin'", "linear or cosine or constant"]),
@@ -81,15 +90,32 @@ def test_takes_whole_numbers_where_fractions_fit() -> None:
         ("learing_rate", "learning_rate"),
         ("batch_size", "per_device_train_batch_size"),
         ("cutoff_len", "max_length"),
-        ("mask_prompt", "mask: prompt"),
-        ("train_on_prompt", "mask: none"),
-        ("mask_history", "train_turns: last"),
         ("gradient_checkpointing", "activation_checkpointing"),
         ("save_step", "save_steps"),
     ],
 )
 def test_unknown_key_names_the_nearest(key: str, near: str) -> None:
     assert f"unknown key {key!r}: did you mean {near!r}" in unknown_key(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "on", "off"),
+    [
+        ("train_on_prompt", "`mask: none`", "the default `mask: prompt`"),
+        ("mask_prompt", "the default `mask: prompt`", "`mask: none`"),
+        ("mask_history", "`train_turns: last`", "the default `train_turns: all`"),
+        ("overwrite_cache", "`cache: false`", "the default `cache: true`"),
+    ],
+)
+def test_switches_of_others_are_told_for_both_values(key: str, on: str, off: str) -> None:
+    assert unknown_key(key) == f"unknown key {key!r}: `{key}: true` is {on}, false is {off}"
+
+
+def test_every_name_of_others_leads_to_a_field_and_value() -> None:
+    assert set(OTHER_NAMES.values()) <= set(FIELDS)
+    assert not (set(OTHER_NAMES) | set(SWITCHES)) & set(FIELDS)
+    for setting in (setting for pair in SWITCHES.values() for setting in pair):
+        assert config(**yaml.safe_load(setting))
 
 
 def test_unknown_key_without_a_near_one_lists_all() -> None:

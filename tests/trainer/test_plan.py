@@ -3,6 +3,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastft.trainer.plan import Plan, Turn
 
@@ -16,6 +18,35 @@ def plan(schedule="alternate", weights=(1.0, 1.0, 1.0), stages=(), max_steps=12,
 def test_alternate_takes_turns_and_windows_in_order():
     turns = [plan()[step] for step in range(12)]
     assert turns == [[Turn(step % 3, step // 3, 1.0)] for step in range(12)]
+
+
+def test_alternate_passes_over_a_weight_of_zero():
+    made = plan(weights=(1.0, 0.0, 2.0))
+    assert [made[step] for step in range(4)] == [
+        [Turn(0, 0, 1.0)], [Turn(2, 0, 2.0)], [Turn(0, 1, 1.0)], [Turn(2, 1, 2.0)],
+    ]  # fmt: skip
+    assert made.visits_before(12) == [6, 0, 6]
+    later = plan(weights=([[0, 1.0], [4, 0.0]], [[2, 0.0], [5, 1.0]], 1.0))
+    assert [later[step][0].task for step in range(12)] == [0, 2, 0, 1, 2, 1, 2, 1, 2, 1, 2, 1]
+    assert later.visits_before(12) == [2, 5, 5]
+    staged = plan(weights=(1.0, 0.0, 1.0), stages=[{"steps": 3, "tasks": ["nsp", "clm", "mlm"]}], max_steps=-1)
+    assert [staged[step][0].task for step in range(3)] == [2, 0, 2]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=12, max_size=12), min_size=3, max_size=3),
+)
+def test_every_task_with_a_weight_gets_its_turn(weights):
+    weights[0][:] = [max(w, 0.5) if not (a or b) else w for w, a, b in zip(*weights, strict=True)]
+    made = plan(weights=[[[step, w] for step, w in enumerate(ws)] for ws in weights])
+    taken = [turn for step in range(12) for turn in made[step]]
+    assert len(taken) == 12
+    assert all(turn.weight == weights[turn.task][step] > 0 for step, turn in enumerate(taken))
+    for task, ws in enumerate(weights):
+        assert [turn.visit for turn in taken if turn.task == task] == list(range(made.visits_before(12)[task]))
+        for start in range(10):  # in three steps, each task that could be taken all along is taken
+            if all(ws[start : start + 3]):
+                assert task in {turn.task for turn in taken[start : start + 3]}
 
 
 def test_proportional_draws_by_weight_and_each_window_once():
@@ -68,6 +99,24 @@ def test_stages_take_their_tasks_and_restart_the_rate():
         ({"weights": (1.0, "x", 1.0)}, "the weight of 'clm' is 'x'"),
         ({"weights": (1.0, [[5, 1.0], [2, 1.0]], 1.0)}, "with rising steps"),
         ({"weights": (0.0, 0.0, [[0, 1.0], [4, 0.0]])}, "at step 4 no task has a weight"),
+        ({"weights": (1.0, True, 1.0)}, "the weight of 'clm' is True"),
+        ({"weights": (1.0, [0, 1, 4, 2], 1.0)}, "the weight of 'clm' is [0, 1, 4, 2]; wanted a number >= 0, or points"),
+        ({"weights": (1.0, [[0, True]], 1.0)}, "the weight of 'clm' is [[0, True]]"),
+        ({"weights": (1.0, [["0", "1"]], 1.0)}, "the weight of 'clm' is [['0', '1']]"),
+        ({"weights": (1.0, [], 1.0)}, "the weight of 'clm' is []"),
+        ({"stages": [{"steps": True}], "max_steps": -1}, "number 0 is {'steps': True}; wanted steps"),
+        (
+            {"stages": [{"steps": 2}, {"steps": 2, "restart": "no"}], "max_steps": -1},
+            "number 1 is {'steps': 2, 'restart'",
+        ),
+        ({"stages": [{"steps": 2, "tasks": []}], "max_steps": -1}, "perhaps tasks (a list of names; all without it)"),
+        (
+            {"stages": [{"steps": 2, "tasks": "mlm"}], "max_steps": -1},
+            "number 0 is {'steps': 2, 'tasks': 'mlm'}; wanted",
+        ),
+        ({"stages": [{"steps": 2, "tasks": {"mlm": 1}}], "max_steps": -1}, "perhaps tasks (a list of names"),
+        ({"stages": [{"steps": 2, "tasks": ["mlm", "mlm"]}], "max_steps": -1}, "a task is named twice"),
+        ({"stages": [5], "max_steps": -1}, "number 0 is 5; wanted steps"),
         ({"stages": [{"tasks": ["mlm"]}], "max_steps": -1}, "number 0 is {'tasks': ['mlm']}; wanted steps"),
         ({"stages": [{"steps": 3, "tasks": ["x"]}], "max_steps": -1}, "has task 'x'; the tasks are mlm, clm, nsp"),
         ({"stages": [{"steps": 3}]}, "max_steps is 12, but the stages have 3 steps"),

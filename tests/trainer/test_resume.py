@@ -1,12 +1,18 @@
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from fastft.data import OBJECTIVES, Draw, Objective, load_corpus, make_objective
+from fastft.data.objectives.encoder_decoder import EncoderDecoder
+from fastft.hf.pretrained import load_outline
 from fastft.trainer import DamagedCheckpoint
 from fastft.trainer.arguments import parse_config
 from fastft.trainer.checkpoint import checkpoints, step_of
+from fastft.trainer.resume import FIXED, OF_LEARNING
 
 from .conftest import RECORDS, MakeTrainer, assert_same, printed, weights, write_records
 
@@ -187,3 +193,94 @@ def test_other_data_is_refused(make_trainer: MakeTrainer, tmp_path: Path) -> Non
     moved = tmp_path / "moved.jsonl"
     data.rename(moved)
     assert make_trainer(max_steps=4, train_data=str(moved), resume_from_checkpoint=True).state.step == 2
+
+
+def test_rows_of_another_length_are_another_course(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    for packing in (False, True):
+        output = str(tmp_path / str(packing))
+        make_trainer(max_steps=2, packing=packing, output_dir=output).train()
+        options: dict[str, Any] = {
+            "max_steps": 4, "packing": packing, "output_dir": output, "resume_from_checkpoint": True, "max_length": 63,
+        }  # fmt: skip
+        if packing:
+            with pytest.raises(ValueError, match="course through the data: max_length was 64, is 63"):
+                make_trainer(**options)
+        else:
+            assert make_trainer(**options).state.step == 2
+
+
+def stages(*steps: int, **changes: Any) -> dict[str, Any]:
+    return {"max_steps": -1, "stages": [{"steps": number} for number in steps], **changes}
+
+
+def test_stages_behind_the_checkpoint_may_change(make_trainer: MakeTrainer) -> None:
+    make_trainer(**stages(2, 2)).train()
+    resumed = make_trainer(resume_from_checkpoint=True, **stages(2, 3, 1))
+    assert "stages was [{'steps': 2}, {'steps': 2}], is [{'steps': 2}, {'steps': 3}" in " ".join(resumed.describe())
+    assert resumed.train().step == 6
+
+
+def test_stages_before_the_checkpoint_may_not(
+    make_trainer: MakeTrainer, bert_dir: str, documents: str, tmp_path: Path
+) -> None:
+    own = [{"objective": "mlm"}, {"objective": "clm"}]
+    options: dict[str, Any] = {
+        "model": bert_dir, "train_data": documents, "tasks": own, "max_length": 48, "max_steps": -1, "save_steps": 3,
+    }  # fmt: skip
+    first = {"steps": 3, "tasks": ["mlm"]}
+    make_trainer(**options, stages=[first, {"steps": 1}]).train()
+    options |= {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-3"), "output_dir": str(tmp_path / "b")}
+    for refused in ([{"steps": 6}], [{"steps": 2, "tasks": ["mlm"]}, {"steps": 2, "tasks": ["clm"]}]):
+        with pytest.raises(ValueError, match="and only what follows step 3 may change"):
+            make_trainer(**options, stages=refused)
+    resumed = make_trainer(**options, stages=[first, {"steps": 2, "tasks": ["clm"], "restart": True}])
+    assert resumed.train().step == 5
+
+
+ALTERNATIVES: dict[str, Any] = {
+    "max_length": 50, "max_target_length": 6, "mlm_probability": 0.6, "mlm_eval_probability": 0.9,
+    "mask_replace_prob": 0.3, "random_replace_prob": 0.2, "mlm_masking": "token", "mlm_span_length": 1.2,
+    "mlm_weight": 0.5, "nsp_probability": 0.9, "noise_density": 0.5, "mean_noise_span_length": 1.5, "sentinel": "<extra_id_1{}>",
+    "ul2_weights": [0.0, 1.0, 0.0], "ul2_mode_tokens": ["a", "b", "c"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_what_batches_are_made_with_is_fixed(
+    name: str, bert_dir: str, t5_dir: str, documents: str, data_file: str
+) -> None:
+    """Each option with another value: if the same samples make another batch, a resumed run must keep it."""
+    kind = OBJECTIVES[name]
+    outline, tokenizer = load_outline(t5_dir if issubclass(kind, EncoderDecoder) else bert_dir, kind.auto_class)
+    base = {"max_length": 64, "mlm_masking": "span"}
+
+    def objective(**changes: Any) -> Objective:
+        made = make_objective(name, tokenizer, base | changes)
+        if isinstance(made, EncoderDecoder):
+            made.prepare(outline)
+        return made
+
+    source = data_file if name == "seq2seq" else documents
+    samples = load_corpus(source, tokenizer, objective=objective(), on_empty="drop", cache=False).samples
+    rows = [[index] for index in range(len(samples))]
+
+    def batches(**changes: Any) -> list[Any]:
+        made = objective(**changes)
+        found = [made.batch(samples, rows, Draw(0, epoch)) for epoch in (0, 1)]
+        learned = [[(t.labels, t.scale * t.weights) for t in batch.targets] for batch in found]
+        return [[*batch.inputs.values(), *sum(pairs, ())] for batch, pairs in zip(found, learned, strict=True)]
+
+    options = {field.name for field in dataclasses.fields(kind)} - {"tokenizer"}
+    usual = batches()
+    read = {option for option in options if not same(usual, batches(**{option: ALTERNATIVES[option]}))}
+    assert read <= set(FIXED)
+    assert set(kind.batch_options) <= {*FIXED, "mlm_eval_probability"}
+    assert "mlm_eval_probability" in OF_LEARNING  # read in evaluations only: allowed, and said
+    assert read or not kind.batch_options
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    return all(
+        len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        for a, b in zip(one, other, strict=True)
+    )

@@ -31,6 +31,26 @@ def test_a_head_that_cannot_be_patched_names_the_way_out(
         make_trainer()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_data": "no.jsonl"}, "no.jsonl"),
+        ({"max_length": 2, "on_empty": "error"}, "max_length=2 cuts off all of its target"),
+        ({"objective": "mlm"}, "cannot be loaded: Unrecognized configuration class"),
+        ({"objective": "seq2seq"}, "cannot be loaded"),
+    ],
+)
+def test_data_and_kinds_are_refused_before_weights_are_loaded(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    def too_early(*args: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(setup, "load", too_early)
+    with pytest.raises((ValueError, OSError), match=message):
+        make_trainer(**changes)
+
+
 def test_held_out_data_by_file_or_by_fraction(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     whole = make_trainer(output_dir=str(tmp_path / "a"))
     assert whole.tasks[0].eval is None

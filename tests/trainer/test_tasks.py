@@ -1,82 +1,19 @@
 """Every objective through the trainer, and several of them in one run."""
 
 import dataclasses
-import json
 import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForPreTraining,
-    ByT5Tokenizer,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import BertForMaskedLM, BertForPreTraining
 
 from fastft.data import OBJECTIVES, Mask
-from fastft.trainer import tasks
 from fastft.trainer.config import FIELD_TYPES, FIELDS
+from fastft.trainer.given import OWN
 
-from .conftest import COLOURS, RECORDS, MakeTrainer, assert_same, printed, weights
-
-SENTENCES = [f"the {thing} is {colour} and {n} more of it ." for thing, colour in COLOURS.items() for n in range(9)]
-SMALL: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-    "max_position_embeddings": 64,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def bert_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A BERT with the heads for masked tokens and next sentences, and words for tokens."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = sorted(
-        {word for text in [*SENTENCES, *(r["prompt"] + r["completion"] for r in RECORDS)] for word in split(text)}
-    )
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=64,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("bert")
-    BertForPreTraining(BertConfig(vocab_size=len(tokenizer), **SMALL)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def split(text: str) -> list[str]:
-    return [word for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text)]
-
-
-@pytest.fixture(scope="session")
-def t5_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    tokenizer = ByT5Tokenizer()
-    torch.manual_seed(0)
-    size = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, dropout_rate=0.0, **size)
-    folder = tmp_path_factory.mktemp("t5")
-    T5ForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Texts of several sentences each."""
-    path = tmp_path_factory.mktemp("documents") / "texts.jsonl"
-    texts = [" ".join(SENTENCES[i : i + 6]) for i in range(0, len(SENTENCES), 3)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
-
+from .conftest import MakeTrainer, assert_same, printed, weights
 
 RUN = {"max_steps": 30, "learning_rate": 1e-2, "max_length": 48, "eval_fraction": 0.2, "bf16": False}
 
@@ -213,8 +150,8 @@ def test_tasks_that_cannot_be_meant(
 
 
 def test_what_a_task_may_set_is_of_its_data() -> None:
-    assert {"objective", "train_data", "mask", "max_length", "mlm_probability"} <= tasks.OWN
-    assert not {"model", "learning_rate", "seed", "output_dir", "tasks"} & tasks.OWN
+    assert {"objective", "train_data", "mask", "max_length", "mlm_probability"} <= OWN
+    assert not {"model", "learning_rate", "seed", "output_dir", "tasks"} & OWN
 
 
 def test_the_configuration_has_every_objective_and_option_with_its_default() -> None:
@@ -225,4 +162,4 @@ def test_the_configuration_has_every_objective_and_option_with_its_default() -> 
                 continue
             assert field.name in FIELDS, f"{kind.__name__}.{field.name} cannot be set"
             assert field.default == FIELDS[field.name].default, field.name
-            assert field.name in tasks.OWN
+            assert field.name in OWN

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastft.data.attention import is_causal
+from fastft.data.attention import bare, is_causal
 from fastft.data.batch import Batch, lay_out, shifted
 from fastft.data.draws import Draw
 from fastft.data.encoding import encode
 from fastft.data.masking import Rendered, WeightedSpan, token_weights
+from fastft.data.objectives.heads import token_output
 from fastft.data.objectives.objective import NOTHING, Encoded, Objective, blocks
 from fastft.data.sample import Example, Sample, Samples
 
@@ -23,17 +24,21 @@ class CausalLM(Objective):
     left out: none of the others sees them.
 
     A model that reads in both directions, such as BERT, is trained with a mask of who sees whom, and can take turns
-    between this objective and others.
+    between this objective and others. It completes no prompts: transformers would let these be read both ways.
     """
 
     name: ClassVar[str] = "clm"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     packs: ClassVar[bool] = True
-    generates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._native: bool | None = None
+        self._output = "logits"
+
+    @property
+    def generates(self) -> bool:
+        return self._native is not False
 
     def encode(self, records: Sequence[Rendered]) -> Iterator[Encoded]:
         for record, (ids, weights, _) in zip(records, encode(records, self.tokenizer), strict=True):
@@ -50,10 +55,28 @@ class CausalLM(Objective):
 
     def batch(self, samples: Samples, rows: Sequence[Sequence[int]], draw: Draw, multiple: int = 1) -> Batch:
         pieces = [[shifted(samples[i].input_ids, samples[i].weights) for i in row] for row in rows]
-        return lay_out(pieces, self.pad_token_id, causal=True, native=self._native, multiple=multiple)
+        return lay_out(
+            pieces, self.pad_token_id, causal=True, native=self._native, multiple=multiple, output=self._output
+        )
+
+    def outline(self, model: Any) -> None:
+        """Find the output with the logits of tokens.
+
+        Raises:
+            ValueError: an encoder-decoder.
+        """
+        super().outline(model)
+        inner = bare(model)
+        if getattr(inner.config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"model: {type(inner).__name__} is an encoder-decoder; objective {self.name!r} trains a single stack, "
+                "'seq2seq', 'span_corruption' and 'ul2' train these"
+            )
+        self._output = token_output(inner)
 
     def prepare(self, model: Any) -> None:
         """See whether the model is causal by itself; one that is not is made so by a mask of who sees whom."""
+        super().prepare(model)
         self._native = is_causal(model, self.tokenizer)
 
     def example(self, rendered: Rendered, origin: str) -> Example | None:

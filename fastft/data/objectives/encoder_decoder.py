@@ -10,6 +10,7 @@ import torch
 from fastft.data.attention import bare
 from fastft.data.batch import IGNORE_INDEX, Batch, Target
 from fastft.data.objectives.objective import Objective
+from fastft.data.sample import Samples
 
 LAST = -1  # in place of a token: the target's own last one
 
@@ -35,13 +36,19 @@ class EncoderDecoder(Objective):
         super().__post_init__()
         self._start: int | None = None
 
-    def prepare(self, model: Any) -> None:
+    def longest(self, samples: Samples) -> int:
+        """Of either side."""
+        seams = np.asarray(samples.arrays["boundaries"], np.int64)
+        return int(np.maximum(samples.lengths - seams, seams).max())
+
+    def outline(self, model: Any) -> None:
         """Learn from the model what its decoder begins with.
 
         Raises:
             ValueError: it is no encoder-decoder, its configuration lacks a start or padding token, or it makes decoder
                 inputs otherwise than by moving the target on by one.
         """
+        super().outline(model)
         self._start = decoder_start(bare(model))
 
     def pairs_batch(self, pairs: Sequence[Pair], multiple: int = 1) -> Batch:

@@ -12,6 +12,7 @@ from fastft.data.masking import Rendered
 from fastft.data.objectives.objective import NOTHING, Encoded, blocks
 from fastft.data.objectives.special import BARE, frame
 from fastft.data.objectives.token_masking import TokenMasking
+from fastft.data.positions import first_position
 from fastft.data.sample import Sample, Samples
 
 
@@ -56,7 +57,7 @@ class MaskedLM(TokenMasking):
 
     def batch(self, samples: Samples, rows: Sequence[Sequence[int]], draw: Draw, multiple: int = 1) -> Batch:
         pieces = [[self._piece(samples[index], index, draw) for index in row] for row in rows]
-        batch = lay_out(pieces, self.pad_token_id, causal=False, multiple=multiple)
+        batch = lay_out(pieces, self.pad_token_id, causal=False, multiple=multiple, output=self._output)
         if "position_ids" in batch.inputs:
             batch.inputs["position_ids"] += self._first_position
         return batch
@@ -64,37 +65,17 @@ class MaskedLM(TokenMasking):
     def _piece(self, sample: Sample, index: int, draw: Draw) -> Piece:
         return self.masked(sample.input_ids, sample.weights, draw, index)
 
-    def prepare(self, model: Any) -> None:
-        """Take from the model where its positions begin: RoBERTa and its kin count from `padding_idx` + 1.
+    def outline(self, model: Any) -> None:
+        """Take from the model where its positions begin.
 
         Raises:
-            ValueError: an encoder-decoder, an embedding smaller than the vocabulary, or fewer positions than
-                `max_length`.
+            ValueError: an encoder-decoder, or an embedding smaller than the vocabulary.
         """
-        super().prepare(model)
+        super().outline(model)
         inner = bare(model)
         if getattr(inner.config, "is_encoder_decoder", False):
             raise ValueError(
                 f"model: {type(inner).__name__} is an encoder-decoder, whose decoder sees what is hidden from the "
                 f"encoder; objective {self.name!r} trains encoders, 'span_corruption' trains these"
             )
-        self._first_position = check_positions(inner, self.max_length)
-
-
-def check_positions(model: Any, max_length: int) -> int:
-    """The number of a text's first position in the model's table of positions; 0 if it has none.
-
-    Raises:
-        ValueError: the table is too short for `max_length` tokens.
-    """
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "position_embeddings" and "entity" not in name and hasattr(module, "weight"):
-            padding = getattr(module, "padding_idx", None)
-            first = 0 if padding is None else int(padding) + 1
-            known = module.weight.shape[0] - first
-            if known < max_length:
-                raise ValueError(
-                    f"max_length: got {max_length}, and {type(model).__name__} knows {known} positions; lower it"
-                )
-            return first
-    return 0
+        self._first_position = first_position(inner)

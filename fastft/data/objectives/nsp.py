@@ -1,11 +1,12 @@
 """Two segments of text: does the second follow the first (NSP), and are they in order (SOP)? Beside masked tokens."""
 
-import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
 from fastft.data.attention import bare
@@ -13,15 +14,12 @@ from fastft.data.batch import Batch, Piece, Target, lay_out
 from fastft.data.draws import Draw
 from fastft.data.encoding import encode
 from fastft.data.masking import Rendered
-from fastft.data.objectives.mlm import check_positions
+from fastft.data.objectives.heads import RELATIONS, relation_output
 from fastft.data.objectives.objective import NOTHING, Encoded
 from fastft.data.objectives.sentences import ONE_DOCUMENT, other_document, segment_pairs, sentences
 from fastft.data.objectives.special import frame
 from fastft.data.objectives.token_masking import TokenMasking
 from fastft.data.sample import Sample, Samples
-
-# the argument that holds the labels in transformers, and the output that they are of
-RELATIONS = {"next_sentence_label": "seq_relationship_logits", "sentence_order_label": "sop_logits"}
 
 NO_DOCUMENT = "sentences are taken from plain text, and this record is a prompt or a conversation"
 ONE_SENTENCE = "it has fewer than two sentences"
@@ -46,14 +44,23 @@ class SentencePair(TokenMasking):
 
     There are two targets: the masked tokens of both segments, as in `MaskedLM`, and one label for each sample, with
     weight 1. The sum of the two means is the loss of `*ForPreTraining`.
+
+    Attributes:
+        mlm_weight: what the first mean is multiplied by in that sum. The head for masked tokens is often new, and its
+            gradient then drowns that of the labels; less than 1 lets both be learned.
     """
 
+    mlm_weight: float = 1.0
+
     auto_class: ClassVar[str] = "AutoModelForPreTraining"
+    batch_options: ClassVar[tuple[str, ...]] = (*TokenMasking.batch_options, "mlm_weight")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.mlm_weight < math.inf:
+            raise ValueError(f"mlm_weight: got {self.mlm_weight}; a finite number above 0 is wanted")
         self._frame = frame(self.tokenizer, pair=True)
-        self._relation = RELATIONS["next_sentence_label"]
+        self._output, self._relation = "prediction_logits", RELATIONS["next_sentence_label"]
         self._segment = (self.max_length - self._frame.size) // 2
         if self._segment < 1:
             raise ValueError(
@@ -89,9 +96,10 @@ class SentencePair(TokenMasking):
             a, b, label = self._pair(samples, index, draw)
             pieces.append([self._piece(a, b, draw, index)])
             labels.append(label)
-        batch = lay_out(pieces, self.pad_token_id, causal=False, multiple=multiple, output="prediction_logits")
+        batch = lay_out(pieces, self.pad_token_id, causal=False, multiple=multiple, output=self._output)
+        tokens = replace(batch.targets[0], scale=self.mlm_weight)
         relation = Target(self._relation, torch.tensor(labels), torch.ones(len(labels)))
-        return replace(batch, targets=(*batch.targets, relation))
+        return replace(batch, targets=(tokens, relation))
 
     @abstractmethod
     def _pair(self, samples: Samples, index: int, draw: Draw) -> tuple[Segment, Segment, int]:
@@ -101,25 +109,27 @@ class SentencePair(TokenMasking):
         ids, weights = self._frame.ids(a.ids, b.ids), self._frame.weights(a.weights, b.weights)
         return self.masked(ids, weights, draw, index, self._frame.token_types(len(a.ids), len(b.ids)))
 
-    def prepare(self, model: Any) -> None:
+    def longest(self, samples: Samples) -> int:
+        """The longest A and the longest B, which may meet, and the special tokens."""
+        first = np.asarray(samples.arrays["boundaries"], np.int64)
+        return int(first.max() + (samples.lengths - first).max()) + self._frame.size
+
+    def outline(self, model: Any) -> None:
         """Find the output that tells the relation of two segments: `seq_relationship_logits` or `sop_logits`.
 
         Raises:
-            ValueError: the model has no such head beside one for masked tokens, too few positions, or an embedding
-                smaller than the vocabulary.
+            ValueError: the model has no such head beside one for masked tokens, or an embedding smaller than the
+                vocabulary.
         """
-        super().prepare(model)
-        inner = bare(model)
-        arguments = inspect.signature(inner.forward).parameters
-        outputs = [output for argument, output in RELATIONS.items() if {argument, "labels"} <= arguments.keys()]
-        if not outputs:
+        super().outline(model)
+        relation = relation_output(model)
+        if relation is None:
             raise ValueError(
-                f"model: {type(inner).__name__} has no head for masked tokens and the relation of two segments; "
+                f"model: {type(bare(model)).__name__} has no head for masked tokens and the relation of two segments; "
                 f"objective {self.name!r} wants the ForPreTraining class of BERT, ALBERT, MegatronBert, MobileBert, "
                 "ERNIE, FNet or BigBird"
             )
-        self._relation = outputs[0]
-        check_positions(inner, self.max_length)
+        self._relation = relation
 
 
 @dataclass
@@ -130,23 +140,27 @@ class NextSentence(SentencePair):
         nsp_probability: of a B from another document: that of any of its samples, drawn for each sample and epoch.
 
     Raises:
-        ValueError: on the first batch, a corpus of one document.
+        ValueError: a corpus of one document.
     """
 
     nsp_probability: float = 0.5
 
     name: ClassVar[str] = "nsp"
-    batch_options: ClassVar[tuple[str, ...]] = (*TokenMasking.batch_options, "nsp_probability")
+    batch_options: ClassVar[tuple[str, ...]] = (*SentencePair.batch_options, "nsp_probability")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.nsp_probability <= 1:
             raise ValueError(f"nsp_probability: got {self.nsp_probability}; at least 0 and at most 1 is wanted")
 
+    def check(self, samples: Samples, name: str) -> None:
+        """Refuse a corpus of one document."""
+        if _of_one_document(samples):
+            raise ValueError(f"{name}: {ONE_DOCUMENT}")
+
     def batch(self, samples: Samples, rows: Sequence[Sequence[int]], draw: Draw, multiple: int = 1) -> Batch:
-        documents = samples.arrays["documents"]
-        if len(documents) and documents[0] == documents[-1] and (documents == documents[0]).all():
-            raise ValueError(ONE_DOCUMENT)
+        if _of_one_document(samples):
+            raise ValueError(f"objective: {ONE_DOCUMENT}")
         return super().batch(samples, rows, draw, multiple)
 
     def _pair(self, samples: Samples, index: int, draw: Draw) -> tuple[Segment, Segment, int]:
@@ -167,6 +181,11 @@ class SentenceOrder(SentencePair):
     def _pair(self, samples: Samples, index: int, draw: Draw) -> tuple[Segment, Segment, int]:
         a, b = _segments(samples[index])
         return (b, a, 1) if draw.random("sop", index).random() < 0.5 else (a, b, 0)
+
+
+def _of_one_document(samples: Samples) -> bool:
+    documents = samples.arrays["documents"]
+    return bool(len(documents) and documents[0] == documents[-1] and (documents == documents[0]).all())
 
 
 def _segments(sample: Sample) -> tuple[Segment, Segment]:

@@ -12,7 +12,7 @@ from fastft.data.batch import Batch, Piece, lay_out, shifted
 from fastft.data.draws import Draw
 from fastft.data.masking import Rendered
 from fastft.data.objectives.clm import CausalLM
-from fastft.data.objectives.objective import Encoded
+from fastft.data.objectives.objective import Encoded, learned_runs
 from fastft.data.sample import Sample, Samples
 
 PREFIX = 4  # tokens of the prefix by which a model is tried
@@ -40,7 +40,7 @@ class PrefixLM(CausalLM):
 
     def batch(self, samples: Samples, rows: Sequence[Sequence[int]], draw: Draw, multiple: int = 1) -> Batch:
         pieces = [[self._piece(samples[index], index, draw) for index in row] for row in rows]
-        return lay_out(pieces, self.pad_token_id, causal=True, multiple=multiple)
+        return lay_out(pieces, self.pad_token_id, causal=True, multiple=multiple, output=self._output)
 
     def _piece(self, sample: Sample, index: int, draw: Draw) -> Piece:
         end = sample.boundary or int(draw.random(self.name, index).integers(1, _learned(sample)[-1] + 1))
@@ -51,12 +51,18 @@ class PrefixLM(CausalLM):
     def prompted(self, model: Any, prompts: dict[str, Any]) -> dict[str, Any]:
         return prefilled(model, prompts["input_ids"])
 
-    def prepare(self, model: Any) -> None:
-        """See that the model reads a prefix in both directions, and nothing else.
+    def _answer(self, sample: Sample) -> tuple[int, int]:
+        """What the prefix, which is read in both directions, is followed by."""
+        runs = learned_runs(sample)
+        return next((run for run in runs if run[0] == sample.boundary), None) or super()._answer(sample)
+
+    def outline(self, model: Any) -> None:
+        """See that the model has no layers in which a prefix cannot be read in both directions.
 
         Raises:
-            ValueError: it has recurrent layers or sliding windows shorter than `max_length`, or does not heed the mask.
+            ValueError: an encoder-decoder, recurrent layers, or sliding windows shorter than `max_length`.
         """
+        super().outline(model)
         config = bare(model).config.get_text_config()
         others = sorted(layer_kinds(config) - PLAIN)
         if others:
@@ -66,12 +72,21 @@ class PrefixLM(CausalLM):
             raise self._refusal(
                 model, f"has sliding windows of {width} tokens; max_length, now {self.max_length}, can be {width} then"
             )
+
+    def prepare(self, model: Any) -> None:
+        """See that the model reads a prefix in both directions, and nothing else.
+
+        Raises:
+            ValueError: as `outline`, or it does not heed the mask.
+        """
+        self.outline(model)
         try:
             problem = self._problem(model)
         except REFUSALS as error:
             problem = f"takes no mask of a prefix: {' '.join(str(error).split())[:200]}"
         if problem:
             raise self._refusal(model, problem)
+        super().prepare(model)
 
     def _problem(self, model: Any) -> str | None:
         """Change the last token of a prefix, then one after it, and see which logits change."""
@@ -88,7 +103,8 @@ class PrefixLM(CausalLM):
     def _logits(self, model: Any, ids: list[int]) -> torch.Tensor:
         batch = lay_out([[shifted(ids, [1.0] * len(ids), prefix=PREFIX)]], self.pad_token_id, causal=True)
         with asking(model):
-            logits: torch.Tensor = forward(model, batch.to(next(model.parameters()).device)).logits
+            outputs = forward(model, batch.to(next(model.parameters()).device))
+        logits: torch.Tensor = getattr(outputs, self._output)
         return logits[0].double()
 
     def _refusal(self, model: Any, problem: str) -> ValueError:

@@ -21,7 +21,7 @@ END = re.compile(
 
 TRIES = 32
 ONE_DOCUMENT = (
-    "objective: 'nsp' takes random sentences from other documents, and all samples are of one document; give more of "
+    "'nsp' takes random sentences from other documents, and all samples are of one document; give more of "
     "them (one file, or one line of .jsonl, each)"
 )
 

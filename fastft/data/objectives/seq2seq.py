@@ -29,12 +29,15 @@ class Seq2Seq(EncoderDecoder):
     max_target_length: int | None = None
 
     name: ClassVar[str] = "seq2seq"
-    generates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target_limit < 1:
             raise ValueError(f"max_target_length: got {self.max_target_length}; at least 1 is wanted")
+
+    @property
+    def generates(self) -> bool:
+        return True
 
     @property
     def target_limit(self) -> int:
@@ -67,6 +70,10 @@ class Seq2Seq(EncoderDecoder):
 
     def batch(self, samples: Samples, rows: Sequence[Sequence[int]], draw: Draw, multiple: int = 1) -> Batch:
         return self.pairs_batch([_pair(samples[index]) for (index,) in rows], multiple)
+
+    def _answer(self, sample: Sample) -> tuple[int, int]:
+        """The target, also where not all of it is learned."""
+        return sample.boundary, len(sample.input_ids)
 
     def example(self, rendered: Rendered, origin: str) -> Example | None:
         """The record's source and target; None where there is none, or the source would be cut."""

@@ -9,6 +9,7 @@ from fastft.data.attention import bare
 from fastft.data.batch import IGNORE_INDEX, Piece
 from fastft.data.draws import EVALUATION, Draw
 from fastft.data.objectives import selection
+from fastft.data.objectives.heads import token_output
 from fastft.data.objectives.objective import Objective
 from fastft.data.objectives.special import ordinary_ids, special_ids
 from fastft.data.objectives.words import WordStarts
@@ -56,6 +57,7 @@ class TokenMasking(Objective):
             )
         if not self.tokenizer.is_fast:
             raise ValueError(f"objective: {self.name!r} needs a fast tokenizer, with a tokenizer.json; got {tokenizer}")
+        self._output = "logits"
         self._special: Any = special_ids(self.tokenizer)
         self._ordinary: Any = ordinary_ids(self.tokenizer)
         self._words = WordStarts(self.tokenizer, self._special) if self.mlm_masking == "whole_word" else None
@@ -109,9 +111,10 @@ class TokenMasking(Objective):
             return selection.spans(len(candidates), p, self._span_lengths, rng)
         return selection.tokens(len(candidates), p, rng)
 
-    def prepare(self, model: Any) -> None:
-        """Refuse a model with fewer embedding rows than the tokenizer has tokens."""
-        super().prepare(model)
+    def outline(self, model: Any) -> None:
+        """Find the output with the logits of tokens, and refuse fewer embedding rows than the tokenizer has tokens."""
+        super().outline(model)
+        self._output = token_output(model)
         rows, largest = bare(model).get_input_embeddings().weight.shape[0], max(self.tokenizer.get_vocab().values())
         if largest >= rows:
             raise ValueError(

@@ -7,16 +7,15 @@ from typing import Any
 
 from fastft.data import formats, sources
 from fastft.data.build import NothingToLearn
-from fastft.data.objectives import objective_class
-from fastft.data.objectives.encoder_decoder import EncoderDecoder
 from fastft.hf.pretrained import load_outline
 from fastft.trainer.config import TrainConfig
+from fastft.trainer.given import given_tasks, model_class
 from fastft.trainer.inspection.facts import Counts, Drawn, count, draw_some, end_tokens
 from fastft.trainer.inspection.lengths import Lengths, lengths_of, packed_fill, padding_share
 from fastft.trainer.inspection.rows import Row, shown_rows
 from fastft.trainer.inspection.tokens import TokenTexts
 from fastft.trainer.inspection.verdict import Finding, could_end, findings, nothing_to_learn
-from fastft.trainer.inspection.words import mask_words, objective_words, percent
+from fastft.trainer.inspection.words import mask_words, objective_words, percent, untried
 from fastft.trainer.tasks import Task, check_fits, make_plan, make_tasks
 
 FIRST_STEPS = 12
@@ -72,17 +71,17 @@ def overview(config: TrainConfig, samples: int = 3) -> Overview:
         ValueError, OSError, ImportError: what training would refuse as well, but for records with nothing to learn,
             which are counted.
     """
-    kinds = [task.get("objective", config.objective) for task in config.tasks or [{}]]
-    outline, tokenizer = load_outline(config.model, objective_class(kinds[0]).auto_class)
+    given = given_tasks(config)
+    make_plan(config, given, [task.weight for task in given], -1 if config.stages else max(1, config.max_steps))
+    outline, tokenizer = load_outline(config.model, model_class(given))
     try:
         tasks, weights = _load(config, tokenizer)
     except NothingToLearn as error:
         return Overview(config.model, [], others=[nothing_to_learn("; ".join(str(error).splitlines()))])
     for task in tasks:
         check_fits(outline, task)
-        if isinstance(task.objective, EncoderDecoder):  # the others make batches without, and run the model to prepare
-            task.objective.prepare(outline)
-    strict = [given.get("on_empty", config.on_empty) == "error" for given in config.tasks or [{}]]
+        task.objective.outline(outline)
+    strict = [task.config.on_empty == "error" for task in given]
     views = [_view(task, tokenizer, samples, refuses) for task, refuses in zip(tasks, strict, strict=True)]
     return Overview(config.model, views, _first_steps(config, tasks, weights))
 
@@ -112,6 +111,8 @@ def _view(task: Task, tokenizer: Any, samples: int, strict: bool) -> TaskView:
     ]
     if task.eval is not None:
         told.append(("held out", "; ".join(task.eval.stats.summary().splitlines())))
+    if trials := untried(task.objective, task.config):
+        told.append(("not tried here", f"{'; '.join(trials)}: training tries it before its first step"))
     found = findings(task, kind, counts, padding, strict)
     return TaskView(task.name, told, lengths_of(task), shown_rows(task, texts, samples), found)
 

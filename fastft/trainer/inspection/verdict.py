@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from fastft.data import Stats
-from fastft.trainer.config import TrainConfig
 from fastft.trainer.inspection.facts import WEIGHTS, Counts
 from fastft.trainer.inspection.words import percent
 from fastft.trainer.tasks import Task
@@ -29,9 +28,10 @@ class Finding:
 def findings(task: Task, kind: str, counts: Counts, padding: float, strict: bool) -> list[Finding]:
     """Of one task; kind: format of its records; strict: a record with nothing to learn stops the training."""
     return [
-        *_mask(task.config, task.objective.name, kind, counts),
+        *_mask(task, kind, counts),
         *_end(task, kind, counts),
-        *_weights(task.config, counts),
+        *_patterns(task, counts),
+        *_weights(task, counts),
         *_left_out(task, counts, strict),
         *_padding(task, padding),
     ]
@@ -44,9 +44,19 @@ def nothing_to_learn(problem: str) -> Finding:
     )
 
 
-def _mask(config: TrainConfig, objective: str, kind: str, counts: Counts) -> list[Finding]:
-    if kind in ("text", "tokens") or config.mask == "none" or objective in WHOLE_TARGETS:
+def _mask(task: Task, kind: str, counts: Counts) -> list[Finding]:
+    config = task.config
+    if kind in ("text", "tokens") or config.mask == "none" or task.objective.name in WHOLE_TARGETS:
         return []
+    of_one_token = any(len(e.prompt_ids) == 1 and e.prompt.strip() for e in task.train.examples)
+    if counts.unmasked_samples and of_one_token:
+        return [
+            Finding(
+                False,
+                f"in {_of(counts.unmasked_samples, counts.samples, 'samples')} no token behind the first is masked",
+                "That is right where a prompt is a single token; where it is empty, fill it or take the record out",
+            )
+        ]
     if counts.masked == 0:
         return [
             Finding(
@@ -103,13 +113,30 @@ def could_end(task: Task, counts: Counts) -> int:
     return counts.ended + max(0, counts.records - counts.ended - cut)
 
 
-def _weights(config: TrainConfig, counts: Counts) -> list[Finding]:
+def _patterns(task: Task, counts: Counts) -> list[Finding]:
+    config, matched = task.config, task.train.stats.matched
+    given = [("keep_spans", config.keep_spans)] if config.keep_spans is not None else []
+    given += [("span_weights", pattern) for pattern in config.span_weights or {}]
+    return [
+        Finding(
+            False,
+            f"{key}: /{pattern}/ matches nothing in {counts.records + task.train.stats.dropped:,} records",
+            "It is a regular expression of the text as it is rendered: correct or remove it",
+        )
+        for key, pattern in given
+        if not matched.get(pattern)
+    ]
+
+
+def _weights(task: Task, counts: Counts) -> list[Finding]:
     if len(counts.weights) == WEIGHTS:  # more than are told apart
         return []
     unmatched = [
         pattern
-        for pattern, weight in (config.span_weights or {}).items()
-        if weight not in (0, 1) and not any(abs(weight - found) <= 1e-6 * weight for found in counts.weights)
+        for pattern, weight in (task.config.span_weights or {}).items()
+        if task.train.stats.matched.get(pattern)
+        and weight not in (0, 1)
+        and not any(abs(weight - found) <= 1e-6 * weight for found in counts.weights)
     ]
     return [
         Finding(

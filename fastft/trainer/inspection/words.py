@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastft.data import Objective
+from fastft.data.objectives.prefix_lm import PrefixLM
 from fastft.trainer.config import TrainConfig
 
 CONVERSATIONS = ("messages", "sharegpt")  # formats with roles
@@ -42,6 +43,16 @@ def _noise(objective: Any) -> str:
 
 def _percent(objective: Any, option: str) -> str:
     return f"{100 * getattr(objective, option, 0):g} %"
+
+
+def untried(objective: Objective, config: TrainConfig) -> list[str]:
+    """What only the model's weights could tell: whether it does what training will ask of it."""
+    trials = []
+    if isinstance(objective, PrefixLM):
+        trials.append("whether the model reads a prefix in both directions")
+    if config.packing:
+        trials.append("whether it keeps samples that share a row apart (packing)")
+    return trials
 
 
 def percent(share: float) -> str:
