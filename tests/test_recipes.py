@@ -30,6 +30,15 @@ def test_every_objective_has_a_command() -> None:
     assert "--tasks" in shown
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_file_of_several_objectives_trains(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    config = tmp_path / "config.yaml"
+    config.write_text(block, encoding="utf-8")
+    assert main(["train", str(config), *shlex.split(SMALL), "--output_dir", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["objective"] == "mlm + clm"
+
+
 @pytest.mark.parametrize("command", commands())
 @pytest.mark.filterwarnings("ignore")
 def test_a_command_trains(command: str, tmp_path: Path) -> None:

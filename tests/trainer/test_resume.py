@@ -240,8 +240,8 @@ def test_stages_before_the_checkpoint_may_not(
 ALTERNATIVES: dict[str, Any] = {
     "max_length": 50, "max_target_length": 6, "mlm_probability": 0.6, "mlm_eval_probability": 0.9,
     "mask_replace_prob": 0.3, "random_replace_prob": 0.2, "mlm_masking": "token", "mlm_span_length": 1.2,
-    "mlm_weight": 0.5, "nsp_probability": 0.9, "noise_density": 0.5, "mean_noise_span_length": 1.5, "sentinel": "<extra_id_1{}>",
-    "ul2_weights": [0.0, 1.0, 0.0], "ul2_mode_tokens": ["a", "b", "c"],
+    "mlm_weight": 0.5, "nsp_probability": 0.9, "noise_density": 0.5, "mean_noise_span_length": 1.5,
+    "sentinel": "<extra_id_1{}>", "ul2_weights": [0.0, 1.0, 0.0], "ul2_mode_tokens": ["a", "b", "c"],
 }  # fmt: skip
 
 
