@@ -102,15 +102,15 @@ def asking(model: Any) -> Iterator[None]:
             module.training = mode
 
 
-def is_causal(model: Any, tokenizer: Any) -> bool:
-    """Whether a model reads from left to right by itself: its first logits do not depend on the last token."""
+def is_causal(model: Any, tokenizer: Any, output: str = "logits") -> bool:
+    """Whether a model reads from left to right by itself: its first logits, `output` by name, do not depend on the
+    last token."""
     *ids, other = ordinary_tokens(tokenizer, 6)
     device = next(model.parameters()).device
     with asking(model):
         rows = torch.tensor([ids, [*ids[:-1], other]], device=device)
         outputs = forward(model, Batch({"input_ids": rows, "attention_mask": torch.ones_like(rows)}, (), rows.numel()))
-    logits = getattr(outputs, "logits", None)
-    first = (outputs.prediction_logits if logits is None else logits)[:, 0].double()
+    first = getattr(outputs, output)[:, 0].double()
     return bool((first[0] - first[1]).abs().max() <= 1e-5 * first.abs().max())
 
 

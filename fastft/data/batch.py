@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,12 +30,12 @@ class Target:
     weights: Tensor
     scale: float = 1.0
 
-    @property
+    @cached_property
     def total(self) -> float:
         """sum w, the denominator of the mean."""
         return float(self.weights.double().sum())
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many labels there are."""
         return int((self.labels != IGNORE_INDEX).sum())

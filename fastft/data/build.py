@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from fastft.data.formats import Format, normalise
-from fastft.data.growing import Growing, InMemory
+from fastft.data.growing import Growing
 from fastft.data.masking import Mask, Policy, Rendered
 from fastft.data.objectives import Objective
 from fastft.data.readers import RawRecord
@@ -69,21 +69,6 @@ class Encoder:
         if isinstance(mask, Mask):
             part.stats.matched.update(Counter(p for record, _ in rendered for p in mask.patterns_in(record.text)))
         return part
-
-
-def build(records: Iterable[Record], count: int, objective: Objective, policy: Policy, on_empty: str) -> Corpus:
-    """The samples that an objective makes of `count` records, in order and in memory, and up to 8 examples of them.
-
-    Raises:
-        ValueError: there are not `count` records.
-        NothingToLearn: a record has nothing to learn, unless `on_empty="drop"` (counted by reason); nothing is left.
-    """
-    check_on_empty(on_empty)
-    kept = list(records)
-    if len(kept) != count:
-        raise ValueError(f"count: got {count} for {len(kept)} records")
-    chunked = chunks(kept, lambda record: len(record[0].text))
-    return collect((encode(chunk, objective, policy, on_empty) for chunk in chunked), InMemory())
 
 
 def collect(parts: Iterable[Part], growing: Growing) -> Corpus:

@@ -33,14 +33,24 @@ def load(
         ValueError: unknown built-in name, a model of another class, damaged weights, or a tokenizer with more
             tokens than the model has embeddings.
     """
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype: got {dtype!r}; a floating-point torch.dtype such as torch.bfloat16 is wanted")
+    _check_dtype(dtype)
     tokenizer = load_tokenizer(name)
-    source = _find(name)
-    with _named(name, source):
-        model = getattr(transformers, auto_class).from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    model = load_model(name, dtype, auto_class)
     _check_rows(name, model, tokenizer)
     return model, tokenizer
+
+
+def load_model(name: str, dtype: torch.dtype, auto_class: str = "AutoModelForCausalLM") -> PreTrainedModel:
+    """The model of `load` alone, for those who have its tokenizer from `load_outline`, which compares the two.
+
+    Raises:
+        TypeError, FileNotFoundError, ImportError, ValueError: as `load`.
+    """
+    _check_dtype(dtype)
+    source = _find(name)
+    with _named(name, source):
+        model: Any = getattr(transformers, auto_class).from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    return model  # type: ignore[no-any-return]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -92,6 +102,11 @@ def _named(name: str, source: str) -> Iterator[None]:
         raise ImportError(f"model {name!r} cannot be loaded: {_first_line(error)}") from None
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from None
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype: got {dtype!r}; a floating-point torch.dtype such as torch.bfloat16 is wanted")
 
 
 def _check_rows(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

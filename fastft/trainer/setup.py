@@ -1,6 +1,5 @@
 """Everything a run needs before its first step: model, data, optimizer, and the place to start from."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from rich.console import Console
 
 from fastft.data.isolation import check_isolation
 from fastft.hf.patch import patch
-from fastft.hf.pretrained import load, load_outline
+from fastft.hf.pretrained import load_model, load_outline
 from fastft.trainer.ahead import Ahead
 from fastft.trainer.checkpoint import load_optimizer
 from fastft.trainer.config import TrainConfig
@@ -40,7 +39,7 @@ class Setup:
     def __init__(self, config: TrainConfig, console: Console | None = None) -> None:
         self.config, self.console = config, console or Console()
         given = given_tasks(config)
-        make_plan(config, given, [task.weight for task in given], -1 if config.stages else max(1, config.max_steps))
+        make_plan(config, given)
         self.output_dir = Path(config.output_dir)
         self.plot = self.output_dir / PLOT
         self.device = training_device()
@@ -51,12 +50,12 @@ class Setup:
         source, kind = str(self.start.checkpoint or config.model), model_class(given)
         say(self.console, f"loading {source} and {data_of(config)}")
         outline, self.tokenizer = load_outline(source, kind)  # weights come behind the data, which may be refused
-        self.tasks, weights = make_tasks(config, self.tokenizer)
+        self.tasks = make_tasks(given, self.tokenizer)
         for task in self.tasks:
             check_fits(outline, task)
             task.objective.outline(outline)
         check_data(self.start, config, fingerprint(self.tasks))
-        self.model, _ = load(source, torch.float32, kind)
+        self.model = load_model(source, torch.float32, kind)
         _fit_out(self.model, config, self.device)
         for task in self.tasks:
             task.objective.prepare(self.model)
@@ -64,9 +63,7 @@ class Setup:
                 check_isolation(self.model, task.objective)
 
         self.optimizer = adamw(self.model, config)
-        by_epochs = math.ceil(config.num_train_epochs * self.tasks[0].windows.steps_per_epoch)
-        steps = config.max_steps if config.max_steps > 0 or config.stages else by_epochs
-        self.plan = make_plan(config, self.tasks, weights, steps)
+        self.plan = make_plan(config, given, self.tasks[0].windows.steps_per_epoch)
         self.max_steps = self.plan.max_steps
         self.shares = Ahead(self.shares_of, self.max_steps)
         self.state = State()

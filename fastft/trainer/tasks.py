@@ -1,15 +1,15 @@
 """What a run learns: one objective on its data, or several tasks that take turns."""
 
 import hashlib
+import math
 from collections.abc import Sequence
-from typing import Any, Protocol
-
-from torch import nn
+from typing import Any
 
 from fastft.data import Batch, Corpus, Draw, Objective, load_corpus, make_objective
 from fastft.data.packing import pack
+from fastft.data.positions import first_position
 from fastft.trainer.config import FIELDS, TrainConfig
-from fastft.trainer.given import given_tasks, mask_of
+from fastft.trainer.given import GivenTask, mask_of
 from fastft.trainer.plan import Plan, Turn
 from fastft.trainer.windows import Rows, Windows
 
@@ -50,13 +50,6 @@ class Task:
         return lines
 
 
-class Named(Protocol):
-    """What a plan is made of: a `Task`, or a `GivenTask` before its data are read."""
-
-    @property
-    def name(self) -> str: ...
-
-
 class Share:
     """One task's part in a step: its turn, the indices of its samples, and its batches."""
 
@@ -71,21 +64,25 @@ class Share:
         return [[index for row in rows for index in row] for rows in self.rows]
 
 
-def make_tasks(config: TrainConfig, tokenizer: Any) -> tuple[list[Task], list[Any]]:
-    """The tasks of a run and their weights; one, named after its objective, where `tasks` is not given.
+def make_tasks(given: Sequence[GivenTask], tokenizer: Any) -> list[Task]:
+    """The tasks of a run, with their data.
 
     Raises:
         ValueError, OSError: settings or data of a task that cannot be used.
     """
-    given = given_tasks(config)
-    return [Task(task.name, task.config, tokenizer) for task in given], [task.weight for task in given]
+    return [Task(task.name, task.config, tokenizer) for task in given]
 
 
-def make_plan(config: TrainConfig, tasks: Sequence[Named], weights: Sequence[Any], max_steps: int) -> Plan:
-    """Raises ValueError for weights, stages or a schedule that cannot be meant."""
-    return Plan(
-        [task.name for task in tasks], weights, config.task_schedule, config.stages or (), config.seed, max_steps
-    )
+def make_plan(config: TrainConfig, given: Sequence[GivenTask], steps_per_epoch: int = 1) -> Plan:
+    """Raises ValueError for weights, stages or a schedule that cannot be meant.
+
+    steps_per_epoch: of the first task; where the run's length is a number of epochs. Before data are read, any number
+    does to judge the settings.
+    """
+    names, weights = [task.name for task in given], [task.weight for task in given]
+    by_epochs = math.ceil(config.num_train_epochs * steps_per_epoch)
+    steps = config.max_steps if config.max_steps > 0 or config.stages else by_epochs
+    return Plan(names, weights, config.task_schedule, config.stages or (), config.seed, steps)
 
 
 def load_corpora(config: TrainConfig, tokenizer: Any, objective: Objective) -> tuple[Corpus, Corpus | None]:
@@ -121,9 +118,7 @@ def check_fits(model: Any, task: Task) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
         return
-    for module in model.modules():  # RoBERTa counts from behind its padding token
-        if isinstance(module, nn.Embedding) and module.num_embeddings == positions and module.padding_idx is not None:
-            positions -= module.padding_idx + 1
+    positions -= first_position(model)
     for kind, corpus in (("a", task.train), ("a held-out", task.eval)):
         longest = 0 if corpus is None else _longest(task, corpus)
         if longest > positions:

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertLMHeadModel, ByT5Tokenizer
 
-from fastft.data.build import build as build_corpus
 from fastft.data.formats import Conversation, PromptCompletion, Text
 from fastft.data.masking import policy
 from fastft.data.objectives import make_objective
@@ -16,6 +15,7 @@ from fastft.data.objectives.objective import NOTHING
 from fastft.data.sample import Sample
 from fastft.data.templates import Renderer
 
+from .built import build as build_corpus
 from .chat_templates import CHATML
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

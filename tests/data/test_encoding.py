@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 
-from fastft.data.build import build
 from fastft.data.encoding import encode
 from fastft.data.formats import Conversation, Instruction, PromptCompletion, Text, Tokenised
 from fastft.data.masking import Mask, closing_tokens
 from fastft.data.objectives import make_objective
 from fastft.data.templates import Renderer
 
+from .built import build
 from .chat_templates import CHATML
 
 TALK = [

@@ -10,12 +10,12 @@ from tokenizers import processors
 
 from fastft.data import Draw, Sample, Samples, make_objective
 from fastft.data.attention import forward
-from fastft.data.build import build
 from fastft.data.draws import EVALUATION
 from fastft.data.masking import policy
 from fastft.data.objectives.sentences import other_document, segment_pairs, sentence_ends, sentences
 from fastft.data.objectives.special import special_ids
 
+from .built import build
 from .test_mlm import document
 from .tiny_encoders import TEXTS, byte_level, plain_loss, tiny, wordpiece
 

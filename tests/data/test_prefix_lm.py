@@ -28,12 +28,13 @@ from transformers import (
 
 from fastft.data import Draw, Sample, Samples, make_objective
 from fastft.data.attention import forward
-from fastft.data.build import build
 from fastft.data.formats import PromptCompletion, Text
 from fastft.data.masking import WeightedSpan
 from fastft.data.objectives import prefix_lm
 from fastft.data.objectives.prefix_lm import prefilled
 from fastft.data.templates import Renderer
+
+from .built import build
 
 V = 400
 SIZES = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

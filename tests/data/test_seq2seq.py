@@ -31,13 +31,13 @@ from transformers import (
 
 from fastft.data import Draw, Samples, make_objective
 from fastft.data.attention import forward
-from fastft.data.build import build
 from fastft.data.formats import Conversation, Instruction, PromptCompletion, Text
 from fastft.data.masking import Rendered, Span, WeightedSpan
 from fastft.data.objectives.encoder_decoder import decoder_start
 from fastft.data.parts import Part, encode_parts
 from fastft.data.templates import Renderer
 
+from .built import build
 from .chat_templates import CHATML
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -9,12 +9,13 @@ from transformers import T5Tokenizer as SentencePieceT5
 
 from fastft.data import Draw, Sample, Samples, make_objective
 from fastft.data.attention import forward
-from fastft.data.build import build
 from fastft.data.formats import PromptCompletion, Text
 from fastft.data.masking import WeightedSpan
 from fastft.data.objectives.span_corruption import Noise, even_blocks
 from fastft.data.objectives.ul2 import MODES, R, S, X
 from fastft.data.templates import Renderer
+
+from .built import build
 
 BYTES = ByT5Tokenizer()  # <extra_id_0> .. <extra_id_124> are 259 .. 383
 SENTINELS = range(259, 384)

@@ -20,13 +20,13 @@ def test_the_head_is_patched_if_wanted(make_trainer: MakeTrainer, patch: bool) -
 def test_a_head_that_cannot_be_patched_names_the_way_out(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def odd_head(*args: Any) -> tuple[nn.Module, Any]:
-        model, tokenizer = load(*args)
+    def odd_head(*args: Any) -> nn.Module:
+        model: nn.Module = load_model(*args)
         model.set_output_embeddings(nn.Bilinear(32, 32, 320))
-        return model, tokenizer
+        return model
 
-    load = setup.load
-    monkeypatch.setattr(setup, "load", odd_head)
+    load_model = setup.load_model
+    monkeypatch.setattr(setup, "load_model", odd_head)
     with pytest.raises(ValueError, match=r"cannot patch LlamaForCausalLM.*--patch false"):
         make_trainer()
 
@@ -46,7 +46,7 @@ def test_data_and_kinds_are_refused_before_weights_are_loaded(
     def too_early(*args: Any) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(setup, "load", too_early)
+    monkeypatch.setattr(setup, "load_model", too_early)
     with pytest.raises((ValueError, OSError), match=message):
         make_trainer(**changes)
 

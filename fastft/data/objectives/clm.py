@@ -77,7 +77,7 @@ class CausalLM(Objective):
     def prepare(self, model: Any) -> None:
         """See whether the model is causal by itself; one that is not is made so by a mask of who sees whom."""
         super().prepare(model)
-        self._native = is_causal(model, self.tokenizer)
+        self._native = is_causal(model, self.tokenizer, self._output)
 
     def example(self, rendered: Rendered, origin: str) -> Example | None:
         """The record's last target; None for a document, or where there is no prompt to generate from."""

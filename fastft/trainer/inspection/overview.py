@@ -1,6 +1,5 @@
 """A run looked at before it starts: everything that `fastft inspect` shows, on a terminal or a page alike."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +8,7 @@ from fastft.data import formats, sources
 from fastft.data.build import NothingToLearn
 from fastft.hf.pretrained import load_outline
 from fastft.trainer.config import TrainConfig
-from fastft.trainer.given import given_tasks, model_class
+from fastft.trainer.given import GivenTask, given_tasks, model_class
 from fastft.trainer.inspection.facts import Counts, Drawn, count, draw_some, end_tokens
 from fastft.trainer.inspection.lengths import Lengths, lengths_of, packed_fill, padding_share
 from fastft.trainer.inspection.rows import Row, shown_rows
@@ -72,10 +71,10 @@ def overview(config: TrainConfig, samples: int = 3) -> Overview:
             which are counted.
     """
     given = given_tasks(config)
-    make_plan(config, given, [task.weight for task in given], -1 if config.stages else max(1, config.max_steps))
+    make_plan(config, given)
     outline, tokenizer = load_outline(config.model, model_class(given))
     try:
-        tasks, weights = _load(config, tokenizer)
+        tasks = _load(given, tokenizer)
     except NothingToLearn as error:
         return Overview(config.model, [], others=[nothing_to_learn("; ".join(str(error).splitlines()))])
     for task in tasks:
@@ -83,16 +82,15 @@ def overview(config: TrainConfig, samples: int = 3) -> Overview:
         task.objective.outline(outline)
     strict = [task.config.on_empty == "error" for task in given]
     views = [_view(task, tokenizer, samples, refuses) for task, refuses in zip(tasks, strict, strict=True)]
-    return Overview(config.model, views, _first_steps(config, tasks, weights))
+    return Overview(config.model, views, _first_steps(config, given, tasks))
 
 
-def _load(config: TrainConfig, tokenizer: Any) -> tuple[list[Task], list[Any]]:
+def _load(given: list[GivenTask], tokenizer: Any) -> list[Task]:
     """As for training; and where that would stop at a record with nothing to learn, without such records."""
     try:
-        return make_tasks(config, tokenizer)
+        return make_tasks(given, tokenizer)
     except NothingToLearn:
-        tasks = config.tasks and [{**task, "on_empty": "drop"} for task in config.tasks]
-        return make_tasks(replace(config, on_empty="drop", tasks=tasks), tokenizer)
+        return make_tasks([t._replace(config=replace(t.config, on_empty="drop")) for t in given], tokenizer)
 
 
 def _view(task: Task, tokenizer: Any, samples: int, strict: bool) -> TaskView:
@@ -178,12 +176,10 @@ def _padding(task: Task, share: float) -> str:
     return f"{text}; rows of {task.config.max_length:,} shared by samples (packing) {verb} {percent(fill)} full"
 
 
-def _first_steps(config: TrainConfig, tasks: list[Task], weights: list[Any]) -> list[str]:
+def _first_steps(config: TrainConfig, given: list[GivenTask], tasks: list[Task]) -> list[str]:
     if len(tasks) == 1:
         return []
-    by_epochs = math.ceil(config.num_train_epochs * tasks[0].windows.steps_per_epoch)
-    steps = config.max_steps if config.max_steps > 0 or config.stages else by_epochs
-    plan = make_plan(config, tasks, weights, steps)
+    plan = make_plan(config, given, tasks[0].windows.steps_per_epoch)
     turns = zip(tasks, plan.visits_before(plan.max_steps), strict=True)
     total = ", ".join(f"{task.name} in {number:,}" for task, number in turns)
     return [
