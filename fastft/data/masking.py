@@ -244,21 +244,6 @@ def token_weights(offsets: Sequence[tuple[int, int]], spans: Sequence[WeightedSp
     return weights
 
 
-def closing_tokens(offsets: Sequence[tuple[int, int]], rendered: Rendered) -> list[int | None]:
-    """For each target, which token is the last of its end-of-turn token; None where it has none or was cut off.
-
-    With the weights of the same tokens this tells whether a model learns to stop.
-    """
-    starts, ends = _columns(offsets)
-    ends = np.maximum.accumulate(ends)
-    places = []
-    for span, turn in rendered.spoken():
-        place = int(np.searchsorted(ends, span.end))
-        whole = turn.closing is not None and place < len(ends) and starts[place] < span.end
-        places.append(place if whole else None)
-    return places
-
-
 def _columns(offsets: Sequence[tuple[int, int]]) -> Any:
     """Starts and ends, (2, T) int64; twice as fast as np.asarray."""
     return np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2).T

@@ -4,12 +4,13 @@ import pytest
 
 from fastft.data.encoding import encode
 from fastft.data.formats import Conversation, Instruction, PromptCompletion, Text, Tokenised
-from fastft.data.masking import Mask, closing_tokens
+from fastft.data.masking import Mask
 from fastft.data.objectives import make_objective
 from fastft.data.templates import Renderer
 
 from .built import build
 from .chat_templates import CHATML
+from .closings import closing_tokens
 
 TALK = [
     {"role": "user", "content": "the question"},

@@ -14,12 +14,13 @@ from fastft.data.masking import (
     Span,
     Turn,
     WeightedSpan,
-    closing_tokens,
     kept_strings,
     policy,
     token_weights,
 )
 from fastft.losses import cross_entropy
+
+from .closings import closing_tokens
 
 RENDERED = Rendered("abc def", (Span(4, 8),), closed=True, add_special_tokens=True, opening="")
 CUTS = st.lists(st.integers(0, 30), min_size=2, max_size=12).map(sorted)
