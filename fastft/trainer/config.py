@@ -85,6 +85,21 @@ class TrainConfig:
         None, "parts of the run: [{steps, tasks, restart}], restart: the learning rate begins anew"
     )
 
+    new_tokens: dict[str, str] | None = option(
+        None, "tokens to add, each with what its row starts as: mean, copy:-, text:some words, noise, zeros"
+    )
+    train_rows: list[str] | None = option(
+        None, "of the embedding tables train only the rows of these tokens; new stands for all of new_tokens"
+    )
+    lora: dict[str, Any] | None = option(None, "train low-rank adapters: arguments of peft.LoraConfig, as {r: 16}")
+    freeze: list[str] = option((), "parameters that do not learn: names of modules or parameters, * for anything")
+    unfreeze: dict[int, list[str]] | None = option(
+        None, "{step: names}: of the frozen ones, those that learn from then"
+    )
+    dropout: float | None = option(None, "dropout rate of the whole model, in [0, 1); null: the model's own")
+    neftune_noise_alpha: float | None = option(None, "NEFTune: noise on the input embeddings in training; null: none")
+    label_smoothing_factor: float = option(0.0, "share of a label that is spread over all tokens, in [0, 1)")
+
     output_dir: str = option("output", "folder of checkpoints, log, plot and report")
     resume_from_checkpoint: bool | str = option(
         False, "true: go on from the newest whole checkpoint of output_dir, if there is one; or the checkpoint's folder"
@@ -96,7 +111,17 @@ class TrainConfig:
     num_train_epochs: float = option(3.0, "passes over train_data; max_steps wins")
     max_steps: int = option(-1, "optimizer steps; -1: by num_train_epochs")
 
-    learning_rate: float = option(5e-5, "peak step size of AdamW")
+    optimizer: str = option(
+        "adamw", "adamw, a class of torch.optim, or one by its full name, as torchao.optim.AdamW8bit"
+    )
+    optimizer_args: dict[str, Any] | None = option(None, "further arguments of that class")
+    sparse_embeddings: bool | None = option(
+        None, "step only the touched rows of an untied input embedding, exactly as AdamW would; null: where it applies"
+    )
+    param_groups: list[dict[str, Any]] | None = option(
+        None, "rates of their own: [{params: [names], learning_rate, weight_decay}]; the first that matches counts"
+    )
+    learning_rate: float = option(5e-5, "peak step size of the optimizer")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = option("linear", "course after the warm-up")
     warmup_steps: float = option(0.0, "optimizer steps of rising rate before the peak; below 1: share of all steps")
     weight_decay: float = option(0.0, "AdamW's decay per step and learning rate; never on norms and biases")
@@ -105,9 +130,20 @@ class TrainConfig:
     adam_epsilon: float = option(1e-8, "added to the root of the second moment")
     max_grad_norm: float = option(1.0, "global gradient norm is clipped to this; 0: not clipped")
 
+    on_bad_step: Literal["stop", "skip"] = option(
+        "stop", "a loss or gradient that is no number, or a spike: stop, or leave this step out and go on"
+    )
+    spike_factor: float | None = option(
+        None, "a loss above this times the median of the last 64 steps is a spike; null: none is"
+    )
+
+    distributed: Literal["ddp", "fsdp"] = option(
+        "ddp", "under torchrun: replicas, or parameters sharded over processes"
+    )
     bf16: bool | None = option(None, "matmuls in bf16, weights and optimizer in fp32; null: on a GPU that can")
     activation_checkpointing: bool = option(False, "recompute activations in backward: less memory, more time")
     patch: bool = option(True, "fused head: the output layer runs on supervised tokens only")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model")
     seed: int = option(0, "of shuffling, dropout and the draw of max_train_samples")
 
     logging_steps: int = option(10, "optimizer steps between log lines")
@@ -115,10 +151,17 @@ class TrainConfig:
     eval_steps: int = option(0, "optimizer steps between evaluations; 0: only at the end")
     save_steps: int = option(0, "optimizer steps between checkpoints; 0: only at the end")
     save_total_limit: int | None = option(None, "checkpoints kept, the newest; null: all")
+    metric_for_best_model: str = option("eval_loss", "number of an evaluation by which the best checkpoint is known")
+    load_best_model_at_end: bool = option(False, "keep the checkpoint of the best evaluation, and end with its weights")
+    early_stopping_patience: int | None = option(None, "evaluations without a new best after which the run ends")
     save_only_model: bool = option(False, "leave out the optimizer: a third of the size, but no resume")
     num_generations: int = option(2, "held-out prompts completed and shown at each evaluation")
     eval_generations: int = option(0, "held-out samples completed and compared with their references, word by word")
     generation_max_new_tokens: int = option(128, "tokens of a completion at most")
+    watch_tokens: list[str] | None = option(
+        None, "tokens whose loss, rank and probability each evaluation tells; null: those of new_tokens"
+    )
+    report_to: list[str] = option((), "trackers beside log.jsonl: tensorboard, trackio, wandb")
 
     def __post_init__(self) -> None:
         for field in FIELDS:
@@ -132,7 +175,7 @@ class TrainConfig:
                 value = getattr(self, field)
                 if value is not None and not accepts(value):
                     raise ValueError(_refusal(self, field, words))
-        for field in ("tasks", "stages"):
+        for field in ("tasks", "stages", "param_groups", "new_tokens", "train_rows", "unfreeze"):
             if getattr(self, field) == []:
                 raise ValueError(_refusal(self, field, f"null, or {wanted(field)}"))
         if not self.tasks and self.train_data is None:

@@ -15,11 +15,18 @@ TYPE_WORDS: Mapping[Any, str] = {
     Any: "anything",
 }
 
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
 RANGES: tuple[tuple[str, str, Any], ...] = (
-    ("model train_data eval_data output_dir keep_field", "a name that is not empty", bool),
+    (
+        "model train_data eval_data output_dir keep_field optimizer metric_for_best_model",
+        "a name that is not empty",
+        bool,
+    ),
     (
         "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps "
-        "max_train_samples max_eval_samples max_target_length save_total_limit generation_max_new_tokens",
+        "max_train_samples max_eval_samples max_target_length save_total_limit generation_max_new_tokens "
+        "early_stopping_patience",
         "a whole number >= 1",
         lambda value: value >= 1,
     ),
@@ -28,7 +35,11 @@ RANGES: tuple[tuple[str, str, Any], ...] = (
         "a whole number >= 0",
         lambda value: value >= 0,
     ),
-    ("eval_fraction adam_beta1 adam_beta2", "a number in [0, 1)", lambda value: 0 <= value < 1),
+    (
+        "eval_fraction adam_beta1 adam_beta2 dropout label_smoothing_factor",
+        "a number in [0, 1)",
+        lambda value: 0 <= value < 1,
+    ),
     (
         "mlm_probability mlm_eval_probability noise_density",
         "a number between 0 and 1",
@@ -37,11 +48,17 @@ RANGES: tuple[tuple[str, str, Any], ...] = (
     ("mask_replace_prob random_replace_prob nsp_probability", "a number in [0, 1]", lambda value: 0 <= value <= 1),
     ("mlm_span_length mean_noise_span_length", "a number >= 1", lambda value: 1 <= value < math.inf),
     (
-        "mlm_weight learning_rate adam_epsilon num_train_epochs",
+        "mlm_weight learning_rate adam_epsilon num_train_epochs neftune_noise_alpha",
         "a finite number > 0",
         lambda value: 0 < value < math.inf,
     ),
-    ("warmup_steps weight_decay max_grad_norm", "a finite number >= 0", lambda value: 0 <= value < math.inf),
+    (
+        "warmup_steps weight_decay max_grad_norm",
+        "a finite number >= 0",
+        lambda value: 0 <= value < math.inf,
+    ),
+    ("spike_factor", "a finite number > 1", lambda value: 1 < value < math.inf),
+    ("report_to", f"a list of {', '.join(TRACKERS)}", lambda value: set(value) <= set(TRACKERS)),
 )
 
 OTHER_NAMES: Mapping[str, str] = {
@@ -63,6 +80,17 @@ OTHER_NAMES: Mapping[str, str] = {
     "dataset": "train_data",
     "train_file": "train_data",
     "max_new_tokens": "generation_max_new_tokens",
+    "optim": "optimizer",
+    "label_smoothing": "label_smoothing_factor",
+    "freeze_trainable_layers": "freeze",
+    "freeze_parameters": "freeze",
+    "unfrozen_parameters": "unfreeze",
+    "early_stopping_steps": "early_stopping_patience",
+    "add_special_tokens": "new_tokens",
+    "new_special_tokens_config": "new_tokens",
+    "trainable_token_indices": "train_rows",
+    "fsdp": "distributed",
+    "ddp": "distributed",
 }
 
 # Keys of other trainers that are true or false: what they are here then.
@@ -81,6 +109,10 @@ SWITCHES: Mapping[str, tuple[str, str]] = {
 # Fields whose types say too little.
 LISTS: Mapping[str, str] = {
     "tasks": "a list of tasks with keys and values, such as [{objective: mlm, data: texts.jsonl, weight: 0.5}]",
+    "new_tokens": "tokens with what each starts as, such as {<think>: 'text:let me think'}",
+    "lora": "arguments of peft.LoraConfig, such as {r: 16, target_modules: all-linear}, or null",
+    "unfreeze": "steps with names, such as {100: [model.layers.29], 200: ['*']}",
+    "param_groups": "a list such as [{params: ['*embed*'], learning_rate: 1e-5, weight_decay: 0.0}]",
     "stages": "a list of stages with keys and values, such as [{steps: 1000, tasks: [mlm], restart: true}]",
 }
 
