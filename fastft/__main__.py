@@ -1,4 +1,4 @@
-"""The command line: `fastft train | inspect | demo | info`, also as `python -m fastft`."""
+"""The command line: `fastft train | inspect | export | demo | info`, also as `python -m fastft`."""
 
 import difflib
 import os
@@ -11,9 +11,11 @@ from rich.console import Console
 import fastft
 from fastft.trainer.arguments import parse_config
 from fastft.trainer.demo import run_demo
+from fastft.trainer.distributed import lost_the_others
 from fastft.trainer.inspection.command import WouldFail, run_inspect
 from fastft.trainer.loop import Trainer
-from fastft.trainer.rendering import render
+from fastft.trainer.reporting.rendering import render
+from fastft.trainer.saving.export import run_export
 
 USAGE = """\
 usage: fastft <command> [options]
@@ -21,6 +23,7 @@ usage: fastft <command> [options]
 commands:
   train   [config.yaml] [--option value ...]   fine-tune a model; `fastft train --help` lists the options
   inspect [config.yaml] [--option value ...]   what it would see and learn: samples, masks, counts, a verdict
+  export  CHECKPOINT OUTPUT [--option value]   what was trained, as a folder for plain transformers or PEFT
   demo    [--option value ...]                 fine-tune a small real model here and now, in minutes
   info                                         versions, devices and backends
 
@@ -28,16 +31,23 @@ A mistake in settings or data ends with exit code 2 and one line on stderr, a fa
 FASTFT_TRACEBACK=1 shows the Python traceback as well."""
 
 TO_FIT = "Lower per_device_train_batch_size (and raise gradient_accumulation_steps), or set activation_checkpointing"
+RANK = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None  # under torchrun
 MISTAKES = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 
 def train(argv: Sequence[str]) -> None:
     console = output()
-    console.print(render(Trainer(parse_config(argv), console).train()))
+    trainer = Trainer(parse_config(argv), console)
+    console.print(render(trainer.train()))
+    trainer.world.close()
 
 
 def inspect(argv: Sequence[str]) -> None:
     run_inspect(argv, output())
+
+
+def export(argv: Sequence[str]) -> None:
+    run_export(argv, output())
 
 
 def demo(argv: Sequence[str]) -> None:
@@ -58,6 +68,7 @@ def info(argv: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "inspect": inspect,
+    "export": export,
     "demo": demo,
     "info": info,
 }
@@ -87,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(1, str(error), error)
     except MISTAKES as error:
         return fail(2, str(error), error)
+    except RuntimeError as error:
+        if not lost_the_others(error):
+            raise
+        return fail(1, "another process of this run has ended; what it says is the reason", error)
     return 0
 
 
@@ -94,7 +109,8 @@ def fail(code: int, message: str, error: BaseException | None = None) -> int:
     """Print one line in red to stderr; with FASTFT_TRACEBACK=1 raise the error as it is."""
     if error is not None and os.environ.get("FASTFT_TRACEBACK") == "1":
         raise error
-    Console(stderr=True).print(f"fastft: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    who = f"fastft, process {RANK}" if RANK else "fastft"
+    Console(stderr=True).print(f"{who}: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     return code
 
 

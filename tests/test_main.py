@@ -35,7 +35,7 @@ def test_help_and_unknown_commands(capsys: Captured) -> None:
         assert main(argv) == 0
         assert "fastft <command>" in capsys.readouterr().out
     assert "unknown command 'trian': did you mean 'train'?" in mistake(["trian"], capsys)
-    assert "the commands are train, inspect, demo, info" in mistake(["zzz"], capsys)
+    assert "the commands are train, inspect, export, demo, info" in mistake(["zzz"], capsys)
 
 
 def test_mistakes_are_one_line(capsys: Captured, tmp_path: Path) -> None:
@@ -48,6 +48,8 @@ def test_mistakes_are_one_line(capsys: Captured, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     assert "does not exist" in mistake(["train", str(config)], capsys)
     assert "batch_size" in mistake(["demo", "--batch_size", "3"], capsys)
+    assert "wanted: fastft export CHECKPOINT OUTPUT" in mistake(["export", "one"], capsys)
+    assert "no-such-run not found" in mistake(["export", str(tmp_path / "no-such-run"), "x"], capsys)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,10 @@ def commands() -> list[str]:
     return [" ".join(line.split()) for line in lines if line.startswith("fastft train")]
 
 
+def files() -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
 def test_every_objective_has_a_command() -> None:
     shown = " ".join(commands())
     assert {"mlm", "nsp", "seq2seq", "span_corruption", "prefix_lm"} <= set(re.findall(r"--objective (\w+)", shown))
@@ -32,11 +36,31 @@ def test_every_objective_has_a_command() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_file_of_several_objectives_trains(tmp_path: Path) -> None:
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     config = tmp_path / "config.yaml"
-    config.write_text(block, encoding="utf-8")
+    config.write_text(next(block for block in files() if "tasks:" in block), encoding="utf-8")
     assert main(["train", str(config), *shlex.split(SMALL), "--output_dir", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "report.json").read_text())["objective"] == "mlm + clm"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_file_of_what_learns_when_trains_and_exports(tmp_path: Path) -> None:
+    """Its steps are those of a longer run, so they are brought forward."""
+    block = next(block for block in files() if "new_tokens:" in block)
+    texts = [f"<think>{n} and {n + 1}</think>{2 * n + 1}" for n in range(30)]
+    rows = [json.dumps({"prompt": f"{n} + {n + 1} =", "completion": text}) + "\n" for n, text in enumerate(texts)]
+    (tmp_path / "data.jsonl").write_text("".join(rows), encoding="utf-8")
+    block = block.replace("train_data: data.jsonl", f"train_data: {tmp_path}/data.jsonl").replace("{200:", "{1:")
+    block = block.replace("400:", "2:").replace("eval_steps: 50", "eval_steps: 1") + "max_steps: 3\nnum_generations: 0\n"
+    (tmp_path / "config.yaml").write_text(block, encoding="utf-8")
+    small = ["--max_length", "96", "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "run")]
+    small += ["--save_only_model", "true", "--eval_on_start", "false"]
+    assert main(["train", str(tmp_path / "config.yaml"), *small]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    told = [record["tokens"]["<think>"]["nll"] for record in records if "tokens" in record]
+    assert len(told) == 3
+    assert min(told) < told[0]
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert {"README.md", "config.json", "tokenizer.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize("command", commands())

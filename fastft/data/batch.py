@@ -58,6 +58,15 @@ class Batch:
         return Batch(inputs, tuple(targets), self.tokens)
 
 
+def blank(batch: Batch) -> Batch:
+    """The batch with nothing to learn of it, and nothing to count."""
+    targets = [
+        replace(t, labels=torch.full_like(t.labels, IGNORE_INDEX), weights=torch.zeros_like(t.weights))
+        for t in batch.targets
+    ]
+    return Batch(batch.inputs, tuple(targets), 0)
+
+
 class Piece(NamedTuple):
     """One sample as a model is to see it: T positions of a row.
 

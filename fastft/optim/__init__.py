@@ -3,7 +3,7 @@
 from fastft.optim.adagrad import SparseAdagrad
 from fastft.optim.adamw import SparseAdamW
 from fastft.optim.clipping import clip_grad_norm_
-from fastft.optim.replicas import average_row_gradients, leave_to_rows
+from fastft.optim.replicas import average_row_gradients, leave_to_rows, sum_row_gradients
 from fastft.optim.sgd import SparseSGD
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "average_row_gradients",
     "clip_grad_norm_",
     "leave_to_rows",
+    "sum_row_gradients",
 ]

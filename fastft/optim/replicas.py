@@ -1,4 +1,4 @@
-"""Row gradients of data-parallel replicas: averaged over the union of the rows that any of them touched."""
+"""Row gradients of data-parallel replicas: averaged or summed over the union of the rows that any of them touched."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +10,6 @@ from torch import Tensor
 from fastft.optim.gradient import coalesced
 
 
-@torch.no_grad()
 def average_row_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
     """Replace each sparse `.grad` by its mean over the processes of `group`; dense ones are DDP's own.
 
@@ -19,6 +18,16 @@ def average_row_gradients(parameters: Iterable[Tensor], group: Any = None) -> No
     gradient for a table (no token read it) takes part with none. Call it after backward, before clipping and the step,
     on every process; `DistributedDataParallel` is to be told to leave the tables alone (`leave_to_rows`).
     """
+    parameters = list(parameters)
+    sum_row_gradients(parameters, group)
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad._values().div_(dist.get_world_size(group))
+
+
+@torch.no_grad()
+def sum_row_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
+    """`average_row_gradients` without the division: for losses whose denominator is that of all processes."""
     world = dist.get_world_size(group)
     for p in parameters:
         if p.grad is not None and not p.grad.is_sparse:
@@ -32,9 +41,7 @@ def average_row_gradients(parameters: Iterable[Tensor], group: Any = None) -> No
         if grad is not None:
             total[torch.searchsorted(union, ids)] = grad._values()
         dist.all_reduce(total, group=group)
-        p.grad = torch.sparse_coo_tensor(
-            union[None], total.div_(world), p.shape, is_coalesced=True, check_invariants=False
-        )
+        p.grad = torch.sparse_coo_tensor(union[None], total, p.shape, is_coalesced=True, check_invariants=False)
 
 
 def union_of(ids: Tensor, world: int, group: Any) -> Tensor:

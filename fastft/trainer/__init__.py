@@ -1,9 +1,9 @@
 """Fine-tuning on a few screens: `Trainer(TrainConfig(model=..., train_data=...)).train()`, or `fastft train`."""
 
-from fastft.trainer.checkpoint import DamagedCheckpoint
 from fastft.trainer.config import TrainConfig
 from fastft.trainer.loop import Trainer
-from fastft.trainer.nonfinite import NonFiniteLoss
-from fastft.trainer.report import Report
+from fastft.trainer.nonfinite import BadStep
+from fastft.trainer.reporting.report import Report
+from fastft.trainer.saving.checkpoint import DamagedCheckpoint
 
-__all__ = ["DamagedCheckpoint", "NonFiniteLoss", "Report", "TrainConfig", "Trainer"]
+__all__ = ["BadStep", "DamagedCheckpoint", "Report", "TrainConfig", "Trainer"]

@@ -190,6 +190,13 @@ class TrainConfig:
             raise ValueError(
                 f"eval_steps is {self.eval_steps}, but nothing is held out: give eval_data or eval_fraction"
             )
+        ends = [name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(self, name)]
+        if ends and not self.eval_steps:
+            raise ValueError(
+                f"{ends[0]} is {getattr(self, ends[0])!r}, but nothing is evaluated on the way: give eval_steps"
+            )
+        if self.train_rows and self.distributed == "fsdp":
+            raise ValueError("train_rows: rows of a table that fsdp shards cannot be trained; set distributed to ddp")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(_refusal(self, "max_steps", "a number of steps > 0, or -1"))
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from fastft.trainer.arguments import parse_config
 from fastft.trainer.device import training_device
 from fastft.trainer.loop import Trainer
-from fastft.trainer.measure import HeadCost, head_cost
-from fastft.trainer.progress import say
-from fastft.trainer.rendering import render, write_text
-from fastft.trainer.report import Report
+from fastft.trainer.reporting.measure import HeadCost, head_cost
+from fastft.trainer.reporting.progress import say
+from fastft.trainer.reporting.rendering import render, write_text
+from fastft.trainer.reporting.report import Report
 
 DEFAULTS: Mapping[str, Any] = {
     "model": "builtin:smollm2",

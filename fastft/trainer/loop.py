@@ -1,48 +1,40 @@
 """The training loop: `Trainer(config).train()`."""
 
-import hashlib
-import math
+import signal
 import time
-from contextlib import closing
-from dataclasses import asdict
-from functools import partial
+from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from fastft.data import Corpus, Objective
 from fastft.memory import peak_memory, reset_peak_memory
-from fastft.trainer.checkpoint import checkpoints, remove, save, step_of
-from fastft.trainer.config import TrainConfig
-from fastft.trainer.error_rate import error_rate
-from fastft.trainer.evaluate import evaluate
-from fastft.trainer.generate import complete, drawn, openings
-from fastft.trainer.given import data_of
+from fastft.optim import clip_grad_norm_
+from fastft.trainer.distributed import sum_rows
+from fastft.trainer.evaluation.assess import assess
 from fastft.trainer.gradient import totals, window_gradient
-from fastft.trainer.interrupt import StopRequest
-from fastft.trainer.nonfinite import refuse_non_finite
-from fastft.trainer.plot import plot_losses
-from fastft.trainer.progress import Progress
-from fastft.trainer.rendering import write_text
-from fastft.trainer.report import Report, summarize
+from fastft.trainer.nonfinite import BadStep, LossWatch
+from fastft.trainer.reporting.finish import finish
+from fastft.trainer.reporting.report import Report
+from fastft.trainer.saving.checkpoint import step_of
+from fastft.trainer.saving.keep import keep, restore_best
 from fastft.trainer.schedule import factor
 from fastft.trainer.setup import Setup
 from fastft.trainer.state import Meter
-from fastft.trainer.tasks import Task, fingerprint
+from fastft.trainer.tasks import Share
 
 
 class Trainer(Setup):
-    """Fine-tunes a language model by one objective or several.
+    """Fine-tunes a language model by one objective or several, on one process or, under torchrun, many.
 
-    One optimizer step takes `gradient_accumulation_steps` batches and the gradient of `sum w nll / sum w` over all of
-    their labels, of one task or, with weights, of several. Weights, gradients and AdamW's state are fp32; with bf16 the
-    matmuls of forward and backward run in bf16 under `torch.autocast`. Every step first seeds torch's generators from
-    (seed, step), and every other random choice is a function of (seed, epoch, sample), so a resumed run is the run that
-    was not interrupted, bit for bit on a CPU, and an evaluation leaves the training as it is.
+    One optimizer step takes `gradient_accumulation_steps` batches of each process and the gradient of
+    `sum w nll / sum w` over all of their labels, of one task or, with weights, of several. Weights, gradients and the
+    optimizer's state are fp32; with bf16 the matmuls of forward and backward run in bf16 under `torch.autocast`. Every
+    batch first seeds torch's generators from (seed, step, batch), and every other random choice is a function of
+    (seed, epoch, sample), so a resumed run is the run that was not interrupted, bit for bit on a CPU, more processes
+    draw what one would, and an evaluation leaves the training as it is.
 
-    What it trains with (`model`, `tokenizer`, `tasks`, `optimizer`, ...) is described in `Setup`.
+    What it trains with (`model`, `tokenizer`, `tasks`, `optimizers`, ...) is described in `Setup`.
 
     Args:
         config: the run.
@@ -52,90 +44,136 @@ class Trainer(Setup):
         ValueError, OSError: settings, data, checkpoint or output folder that cannot be used, and what to do.
     """
 
-    def __init__(self, config: TrainConfig, console: Console | None = None) -> None:
-        super().__init__(config, console)
-        self.stop = StopRequest()
-        self.progress = Progress(self.console, self.max_steps, self.state.step)
-        self.grad_norm, self.peak_memory = 0.0, 0
+    grad_norm = 0.0
+    peak_memory = 0
 
     def train(self) -> Report:
-        """Train up to the last step, or to SIGINT or SIGTERM; save, evaluate, write log, plot and report.
+        """Train up to the last step, to the end of patience, or to SIGINT or SIGTERM; save, evaluate, write the rest.
 
         Raises:
-            NonFiniteLoss: names the step and its samples. Nothing of that step was applied.
+            BadStep: names the step and its samples. Nothing of that step was applied.
             OSError: a checkpoint cannot be written; those before it are whole.
         """
         config, state = self.config, self.state
         for line in self.describe():
             self.progress.say(line)
-        with self.stop, self.progress, closing(self.shares):
+        with ExitStack() as around:
+            for resource in (self.stop, self.progress, closing(self.shares), closing(self.trackers)):
+                around.enter_context(resource)
             if state.step == 0 and config.eval_on_start:
                 self.assess()
-            while state.step < self.max_steps and not self.stop:
+            while state.step < self.max_steps and not self.best.exhausted and not self.stopped():
                 self.train_step()
                 if state.step % config.logging_steps == 0:
                     self.log_losses()
-                if config.save_steps and state.step % config.save_steps == 0:
-                    self.save()
                 if config.eval_steps and state.step % config.eval_steps == 0:
                     self.assess()
+                if config.save_steps and state.step % config.save_steps == 0:
+                    self.save()
             if state.recent.steps:
                 self.log_losses()
-            if state.step and (self.saved is None or step_of(self.saved) != state.step):
-                self.save()
-            if not self.stop and not any(record["step"] == state.step for record in self.log.having("eval_loss")):
+            stopped, evaluated = self.stopped(), self.log.having("eval_loss")[-1:]
+            if not stopped and [record["step"] for record in evaluated] != [state.step]:
                 self.assess()
-        return self._finish()
+            if state.step:
+                self.save()
+            if config.load_best_model_at_end and not stopped:
+                restore_best(self)
+        return finish(self, self.peak_memory)
 
     def train_step(self) -> None:
-        """One optimizer step over one accumulation window."""
-        started, step = time.perf_counter(), self.state.step
+        """One optimizer step over one accumulation window of each task that takes part."""
+        config, step, started = self.config, self.state.step, time.perf_counter()
         reset_peak_memory(self.device)
-        torch.manual_seed(step_seed(self.config.seed, step))
+        self.learn(step)
         shares = self.shares[step]
-        waited = time.perf_counter() - started
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+        done = Meter(steps=1, waited=time.perf_counter() - started)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self.rate(step)
 
         self.model.train()
-        done, losses = Meter(steps=1, waited=waited), []
-        for share in shares:
-            found, parts = window_gradient(self.model, share.batches, self.device, self.autocast, share.turn.weight)
-            losses.append(found)
-            done.count(share.batches, found.sum().item())
-            self.count_parts(done, share.task, parts, totals(share.batches))
-        limit = self.config.max_grad_norm or math.inf
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        refuse_non_finite(
-            torch.cat(losses), self.grad_norm, [batch for share in shares for batch in share.indices], step + 1,
-            self.learning_rate(step),
-        )  # fmt: skip
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        losses = torch.cat([self.learn_from(share, done, share is shares[-1]) for share in shares])
+        if self.world.size > 1:
+            sum_rows(self.model)
+        self.grad_norm = self.clip()
+        rows = [batch for share in shares for batch in share.indices]
+        watch = self.watches.setdefault(" + ".join(s.task.name for s in shares), LossWatch(config.spike_factor))
+        problem = watch.judge(losses, self.grad_norm, rows, step + 1, self.learning_rate(step))
+        if problem and config.on_bad_step == "stop":
+            raise BadStep(f"{problem}; a checkpoint from before can be resumed")
+        if problem:
+            self.progress.say(problem)
+            done = Meter(steps=1, skipped=1, tokens=done.tokens, waited=done.waited)
+        else:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
         done.seconds = time.perf_counter() - started
         self.state.add(done)
         self.peak_memory = max(self.peak_memory, peak_memory(self.device))
         self.progress.step(done.mean_loss, done.seconds)
 
-    def count_parts(self, done: Meter, task: Task, losses: dict[str, Tensor], weights: dict[str, float]) -> None:
-        """The loss of each task, and of each output where a task has several; of one alone there are no parts."""
-        for output, loss in losses.items():
-            names = [task.name] * (len(self.tasks) > 1) + [output] * (len(losses) > 1)
-            if names:
-                done.parts[".".join(names)] = [loss.item() * weights[output], weights[output]]
+    def learn_from(self, share: Share, done: Meter, last: bool) -> Tensor:
+        """Add a share's gradient to `.grad`, and what it was to `done`, over all processes.
+
+        Returns:
+            Loss of each micro-batch of the window, (micro-batches,), fp64.
+        """
+        config, world = self.config, self.world
+        own = totals(share.batches)
+        items = dict(zip(own, world.sum(torch.tensor(list(own.values()), dtype=torch.float64)).tolist(), strict=True))
+        found, parts = window_gradient(
+            self.engine, share.batches, self.device, self.autocast, share.turn.weight, items=items, last=last,
+            seeds=share.seeds(config.seed, self.state.step), label_smoothing=config.label_smoothing_factor,
+        )  # fmt: skip
+        losses = torch.zeros(len(share.rows), dtype=torch.float64)
+        losses[share.places] = found[: len(share.places)].double().cpu()
+        counts = [
+            float(sum(batch.tokens for batch in share.batches)),
+            float(sum(batch.targets[0].count for batch in share.batches)),
+            self.flops.of(share.batches),
+        ]
+        told = torch.tensor([*counts, *(loss.item() for loss in parts.values())], dtype=torch.float64)
+        tokens, supervised, flops, *means = world.sum(torch.cat([told, losses])).tolist()
+        means, losses = means[: len(parts)], torch.tensor(means[len(parts) :], dtype=torch.float64)
+        done.count(int(tokens), int(supervised), losses.sum().item(), next(iter(items.values())))
+        done.flops += flops
+        for (output, weight), mean in zip(items.items(), means, strict=True):
+            if name := ".".join([share.task.name] * (len(self.tasks) > 1) + [output] * (len(parts) > 1)):
+                done.parts[name] = [mean * weight, weight]
+        return losses
+
+    def clip(self) -> float:
+        """The norm of the whole gradient before it is clipped to `max_grad_norm`."""
+        parameters, limit = self.learning.ever(), self.config.max_grad_norm or float("inf")
+        rows = any(p.grad is not None and p.grad.is_sparse for p in parameters)
+        norm: Any = (clip_grad_norm_ if rows else torch.nn.utils.clip_grad_norm_)(parameters, limit)
+        return float(norm.full_tensor() if self.sharded else norm)
+
+    def stopped(self) -> bool:
+        """Whether any process of the run was asked to stop; then all of them are."""
+        stopped = self.world.any(bool(self.stop))  # a signal that comes after this is for the next time
+        if stopped and not self.stop:
+            self.stop.signal = signal.SIGTERM
+        return stopped
+
+    def rate(self, step: int) -> float:
+        """What peak learning rates are multiplied by in the step that follows `step` others."""
+        start, end = self.plan.course(step)
+        return factor(self.config.lr_scheduler_type, step - start, self.config.warmup_steps, end - start)
 
     def learning_rate(self, step: int) -> float:
-        """Of the step that follows `step` others."""
-        config = self.config
-        start, end = self.plan.course(step)
-        return config.learning_rate * factor(config.lr_scheduler_type, step - start, config.warmup_steps, end - start)
+        """Of the step that follows `step` others, where `param_groups` does not say otherwise."""
+        return self.config.learning_rate * self.rate(step)
 
     def log_losses(self) -> None:
         """One record and one line for the steps since the last one."""
         recent, step = self.state.recent, self.state.step
-        rate, speed = self.learning_rate(step - 1), recent.per_second(recent.tokens)
-        self.log.add(
+        speed, rate = recent.per_second(recent.tokens), self.learning_rate(step - 1)
+        self.note(
             {
                 "step": step,
                 "epoch": self.epoch_at(step),
@@ -145,6 +183,8 @@ class Trainer(Setup):
                 "grad_norm": self.grad_norm,
                 "tokens_per_second": speed,
                 "supervised_tokens_per_second": recent.per_second(recent.supervised_tokens),
+                **({"mfu": self.mfu(recent)} if self.flops.known else {}),
+                "peak_memory_bytes": self.peak_memory,
                 "data_share": recent.waited / recent.seconds if recent.seconds else 0.0,
             }
         )
@@ -156,92 +196,14 @@ class Trainer(Setup):
         self.state.recent = Meter()
 
     def assess(self) -> None:
-        """The loss on the held-out samples of each task, their mean, and what the model now writes for some of them.
-        A perplexity is that of one task with one output."""
-        record: dict[str, Any] = {"step": self.state.step}
-        parts: dict[str, float] = {}
-        held_out = [(task, task.eval) for task in self.tasks if task.eval is not None]
-        for task, corpus in held_out:
-            with self.progress.subtask("evaluate") as subtask:
-                found = evaluate(
-                    self.model, task.objective, corpus, self.config.per_device_eval_batch_size, self.device,
-                    self.autocast, on_batch=subtask.update, should_stop=lambda: bool(self.stop),
-                )  # fmt: skip
-            if found is None:
-                return
-            name = f"{task.name}: " if len(self.tasks) > 1 else ""
-            named = {f"{task.name}.{output}" if name else output: loss for output, loss in found.parts.items()}
-            outputs = "".join(f", {output} {loss:.4f}" for output, loss in named.items() if len(named) > 1)
-            perplexity = None if name else found.perplexity
-            if perplexity is not None:
-                record["perplexity"] = perplexity
-                outputs = f", perplexity {perplexity:.2f}"
-            self.progress.say(
-                f"step {self.state.step}: {name}evaluation loss {found.eval_loss:.4f}{outputs} "
-                f"({len(corpus.samples):,} samples, {subtask.seconds:.1f} s)"
-            )
-            parts |= named if len(named) > 1 else {task.name: found.eval_loss}
-            record["eval_loss"] = record.get("eval_loss", 0.0) + found.eval_loss / len(held_out)
-        if not held_out:
+        """Evaluate; keep the model if it is the best so far and that is asked for."""
+        evaluation = assess(self)
+        if evaluation is None:
             return
-        self.log.add({**record, **({"eval_losses": parts} if len(parts) > 1 else {})})
-        for task, corpus in held_out:
-            if task.objective.generates and self.model.can_generate():
-                self.write_samples(task.objective, corpus)
-
-    def write_samples(self, objective: Objective, corpus: Corpus) -> None:
-        """What the model now writes for held-out prompts, shown for a few, and its error rate over some more."""
-        config, step = self.config, self.state.step
-        write = partial(
-            complete, self.model, objective, max_new_tokens=config.generation_max_new_tokens, device=self.device,
-            autocast=self.autocast, batch_size=config.per_device_eval_batch_size,
-        )  # fmt: skip
-        if examples := openings(objective, corpus, config.num_generations):
-            with self.progress.subtask("generate"):
-                self.log.add({"step": step, "generations": write(examples)})
-        if compared := drawn(objective, corpus, config.eval_generations):
-            with self.progress.subtask("compare") as subtask:
-                texts = write(compared)
-            if not texts:
-                self.progress.say(
-                    f"step {step}: no word error rate, as no prompt leaves the model a position to write at"
-                )
-                return
-            rate = error_rate((text["reference"], text["completion"]) for text in texts)
-            self.log.add({"step": step, "error_rate": rate})
-            self.progress.say(
-                f"step {step}: word error rate {rate:.1%} ({len(texts):,} completions, {subtask.seconds:.1f} s)"
-            )
+        if self.best.judge(self.state.step, evaluation) and self.state.step and self.config.load_best_model_at_end:
+            self.save()
 
     def save(self) -> None:
-        """Write checkpoint-<step>, then drop the oldest beyond `save_total_limit`."""
-        config = self.config
-        facts = {**self.state.to_json(), "config": asdict(config), "data": fingerprint(self.tasks)}
-        optimizer = None if config.save_only_model else self.optimizer
-        with self.progress.subtask("save") as subtask:
-            self.saved = save(self.output_dir, self.state.step, self.model, self.tokenizer, optimizer, facts)
-            for old in checkpoints(self.output_dir)[: -(config.save_total_limit or 10**9)]:
-                remove(old)
-        self.progress.say(f"step {self.state.step}: saved {self.saved} ({subtask.seconds:.1f} s)")
-
-    def _finish(self) -> Report:
-        """Plot and report, also of a run that was stopped."""
-        config, stopped_by = self.config, self.stop.signal
-        plot_losses(
-            self.plot, self.log.having("loss"), self.log.having("eval_loss"), f"{config.model} on {data_of(config)}"
-        )
-        report = summarize(self, self.peak_memory, stopped_by.name if stopped_by else None)
-        report.write(self.output_dir)
-        write_text(report, self.output_dir)
-        if stopped_by:
-            self.progress.say(
-                f"stopped by {stopped_by.name} after step {self.state.step}, {self.saved or 'nothing'} saved"
-            )
-            if self.saved and not config.save_only_model:
-                self.progress.say(f"to go on: fastft train {self.config_file} --resume_from_checkpoint true")
-        return report
-
-
-def step_seed(seed: int, step: int) -> int:
-    """Of the generators during one step: 32 bits, all that a CPU generator takes."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=4).digest(), "big")
+        """Write checkpoint-<step> if it is not there yet, then drop the oldest beyond `save_total_limit`."""
+        if self.saved is None or step_of(self.saved) != self.state.step:
+            keep(self)

@@ -1,10 +1,7 @@
 """What a run has counted; kept in checkpoints so that a resumed run goes on counting."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from fastft.data import Batch
 
 
 @dataclass
@@ -14,6 +11,7 @@ class Meter:
     Where there are several outputs, w is of the first, and nll the sum of their means. Weights of tasks are left out:
     they would bend the curve of a loss whose parts stand still.
 
+    skipped: of the steps, those that were left out. flops: see `fastft.trainer.reporting.flops`.
     waited: those of the seconds that went by until data was there. parts: `[sum w nll, sum w]` by task or output, where
     there are several.
     """
@@ -23,6 +21,8 @@ class Meter:
     weight: float = 0.0
     tokens: int = 0
     supervised_tokens: int = 0
+    skipped: int = 0
+    flops: float = 0.0
     seconds: float = 0.0
     waited: float = 0.0
     parts: dict[str, list[float]] = field(default_factory=dict)
@@ -34,11 +34,10 @@ class Meter:
         for name, sums in other.parts.items():
             self.parts[name] = [a + b for a, b in zip(self.parts.get(name, (0.0, 0.0)), sums, strict=True)]
 
-    def count(self, batches: Sequence[Batch], mean_loss: float) -> None:
-        """Tokens of a window and, of each batch's first target, labels and weight; and the window's mean loss."""
-        weight = sum(batch.targets[0].total for batch in batches)
-        self.tokens += sum(batch.tokens for batch in batches)
-        self.supervised_tokens += sum(batch.targets[0].count for batch in batches)
+    def count(self, tokens: int, supervised_tokens: int, mean_loss: float, weight: float) -> None:
+        """A window: its tokens and, of its batches' first target, labels and weight; and its mean loss."""
+        self.tokens += tokens
+        self.supervised_tokens += supervised_tokens
         self.weight += weight
         self.loss += mean_loss * weight
 

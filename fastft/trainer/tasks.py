@@ -2,10 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastft.data import Batch, Corpus, Draw, Objective, load_corpus, make_objective
+from fastft.data.batch import blank
 from fastft.data.packing import pack
 from fastft.data.positions import first_position
 from fastft.trainer.config import FIELDS, TrainConfig
@@ -19,10 +20,10 @@ class Task:
 
     name, config:  the task's, with the run's settings where it has none of its own.
     objective:     makes batches of `train` and `eval`; eval is None where nothing is held out.
-    windows:       which samples its steps see; a row holds several with `packing`.
+    windows:       which samples its steps see, on all processes; a row holds several with `packing`.
     """
 
-    def __init__(self, name: str, config: TrainConfig, tokenizer: Any) -> None:
+    def __init__(self, name: str, config: TrainConfig, tokenizer: Any, processes: int = 1) -> None:
         self.name, self.config = name, config
         options = {field: getattr(config, field) for field in FIELDS}
         self.objective: Objective = make_objective(config.objective, tokenizer, options)
@@ -31,14 +32,15 @@ class Task:
         rows = pack(lengths, config.max_length) if config.packing else None
         self.filled = sum(lengths) / (len(rows) * config.max_length) if rows else None
         self.windows = Windows(
-            lengths, config.per_device_train_batch_size, config.gradient_accumulation_steps, config.seed,
+            lengths, config.per_device_train_batch_size, config.gradient_accumulation_steps * processes, config.seed,
             config.group_by_length, rows,
         )  # fmt: skip
 
-    def batches(self, visit: int, multiple: int) -> list[Batch]:
-        """The micro-batches of one of its windows."""
-        draw = Draw(self.config.seed, self.windows.epoch_of(visit))
-        return [self.objective.batch(self.train.samples, rows, draw, multiple) for rows in self.windows[visit]]
+    def batches(self, visit: int, multiple: int, places: Iterable[int] | None = None) -> list[Batch]:
+        """The micro-batches of one of its windows, or those at some places."""
+        draw, window = Draw(self.config.seed, self.windows.epoch_of(visit)), self.windows[visit]
+        chosen = window if places is None else [window[place] for place in places]
+        return [self.objective.batch(self.train.samples, rows, draw, multiple) for rows in chosen]
 
     def describe(self) -> list[str]:
         lines = []
@@ -51,26 +53,40 @@ class Task:
 
 
 class Share:
-    """One task's part in a step: its turn, the indices of its samples, and its batches."""
+    """One task's part in a step, as one of `size` processes takes it.
 
-    def __init__(self, task: Task, turn: Turn, multiple: int) -> None:
+    turn, rows:  the task's turn, and the indices of all of its window's samples, by micro-batch.
+    places:      numbers of those micro-batches that are this process's: every `size`-th.
+    batches:     of them; as many in each process, the last may be one without anything to learn.
+    """
+
+    def __init__(self, task: Task, turn: Turn, multiple: int, rank: int = 0, size: int = 1) -> None:
         self.task, self.turn = task, turn
         self.rows: list[Rows] = task.windows[turn.visit]
-        self.batches = task.batches(turn.visit, multiple)
+        self.places = list(range(rank, len(self.rows), size))
+        self.batches = task.batches(turn.visit, multiple, self.places)
+        if len(self.batches) < -(-len(self.rows) // size):
+            self.batches.append(blank(*task.batches(turn.visit, multiple, [0])))
 
     @property
     def indices(self) -> list[list[int]]:
-        """Sample indices of each micro-batch."""
+        """Sample indices of each micro-batch of the window."""
         return [[index for row in rows for index in row] for rows in self.rows]
 
+    def seeds(self, seed: int, step: int) -> list[int]:
+        """Of torch's generators during each of `batches`: 32 bits, all that a CPU generator takes; the same for the
+        same micro-batch on any process."""
+        names = [f"{seed}/{step}/{self.turn.task}/{place}" for place in [*self.places, -1]][: len(self.batches)]
+        return [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") for name in names]
 
-def make_tasks(given: Sequence[GivenTask], tokenizer: Any) -> list[Task]:
+
+def make_tasks(given: Sequence[GivenTask], tokenizer: Any, processes: int = 1) -> list[Task]:
     """The tasks of a run, with their data.
 
     Raises:
         ValueError, OSError: settings or data of a task that cannot be used.
     """
-    return [Task(task.name, task.config, tokenizer) for task in given]
+    return [Task(task.name, task.config, tokenizer, processes) for task in given]
 
 
 def make_plan(config: TrainConfig, given: Sequence[GivenTask], steps_per_epoch: int = 1) -> Plan:

@@ -134,6 +134,43 @@ def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
     assert not ran.exists()
 
 
+def test_code_that_comes_with_a_model_is_run_if_it_is_trusted(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    (folder / "trusted.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class C(LlamaConfig):\n    model_type = 'trusted'\n"
+        "class M(LlamaForCausalLM):\n    config_class = C\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "trusted", "auto_map": {"AutoConfig": "trusted.C", "AutoModelForCausalLM": "trusted.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for model in (
+        load(str(folder), torch.float32, trust_remote_code=True)[0],
+        load_outline(str(folder), trust_remote_code=True)[0],
+    ):
+        assert type(model).__name__ == "M"
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_outline(str(folder))
+
+
+def test_overrides_of_the_configuration(folder):
+    plain, _ = load(str(folder), torch.float32)
+    model, _ = load(str(folder), torch.float32, overrides={"attention_dropout": 0.5})
+    assert (plain.config.attention_dropout, model.config.attention_dropout) == (0.0, 0.5)
+    assert model.model.layers[0].self_attn.attention_dropout == 0.5
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert load_outline(str(folder), overrides={"attention_dropout": 0.5})[0].config.attention_dropout == 0.5
+    with pytest.raises(ValueError, match=r"the configuration of a llama has no 'dropout', which was to be 0\.5"):
+        load(str(folder), torch.float32, overrides={"dropout": 0.5})
+
+
+def test_an_adapter_is_no_model(folder):
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(FileNotFoundError, match="holds an adapter, not a model; `fastft export`"):
+        load(str(folder), torch.float32)
+
+
 def test_a_tokenizer_of_another_model(folder):
     core = Tokenizer(models.WordLevel({f"t{index}": index for index in range(17)}, unk_token="t0"))
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="t1").save_pretrained(folder)

@@ -75,6 +75,19 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def untied_dir(model_dir: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    model = LlamaForCausalLM.from_pretrained(model_dir)
+    untied = LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "tie_word_embeddings": False}))
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("untied")
+    untied.load_state_dict({**model.state_dict(), "lm_head.weight": torch.randn(untied.lm_head.weight.shape) * 0.02})
+    untied.save_pretrained(folder)
+    for file in Path(model_dir).glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "colours.jsonl"
     write_records(path, RECORDS)

@@ -1,15 +1,20 @@
 """Eight samples in one batch, or one by one: the same loss and the same gradient, for every kind of model.
 
-transformers' Trainer is off by the number of batches for five of these six (BERT, RoBERTa, DistilBERT, T5, BART), as
-their heads do not look at `num_items_in_batch`.
+Side by side with transformers' Trainer, on the same models and samples: `pytest -rP tests/trainer/test_accumulation.py`
+shows the figures. With 5.23 it is off by the number of batches for five of these six (all but GPT-2), as their heads do
+not look at `num_items_in_batch`. That is measured, not asserted, so that a repaired transformers passes too.
 """
 
 import hashlib
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
+from torch import Tensor, nn
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -77,24 +82,87 @@ def batch(kind: str, texts: list[list[int]]) -> Batch:
     return lay_out(pieces, 0, causal=False)
 
 
-@pytest.mark.parametrize("patched", [False, True])
-@pytest.mark.parametrize("kind", MODELS)
-def test_eight_by_one_is_one_by_eight(kind: str, patched: bool) -> None:
+class Ratio(NamedTuple):
+    """Of loss and gradient norm: eight batches of one sample over one batch of eight."""
+
+    loss: float
+    norm: float
+
+    def __str__(self) -> str:
+        return f"{self.loss:.3f} {self.norm:.3f}"
+
+    @property
+    def distance(self) -> float:
+        """From 1, where both belong."""
+        return max(abs(self.loss - 1), abs(self.norm - 1))
+
+
+def model_and_texts(kind: str) -> tuple[Any, list[list[int]]]:
+    """Always the same, without dropout and in double precision."""
     make, config = MODELS[kind]
     seed = int.from_bytes(hashlib.sha256(kind.encode()).digest()[:4], "big")
     torch.manual_seed(seed)
-    model = make(config).double().eval()
+    return make(config).double().eval(), samples(torch.Generator().manual_seed(seed))
+
+
+def ours(kind: str, patched: bool) -> Ratio:
+    """Asserts as well that every parameter's gradient is the same, however the samples are cut up."""
+    model, texts = model_and_texts(kind)
     if patched:
         patch(model)
-    texts = samples(torch.Generator().manual_seed(seed))
     found = []
     for cut in ([texts], [[ids] for ids in texts], [texts[:3], texts[3:4], texts[4:]]):
         model.zero_grad()
         shares, _ = window_gradient(model, [batch(kind, part) for part in cut], torch.device("cpu"), nullcontext())
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
-        found.append(
-            (shares.sum(), norm, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-        )
-    for loss, norm, gradient in found[1:]:
-        assert f"{float(loss / found[0][0]):.3f} {float(norm / found[0][1]):.3f}" == "1.000 1.000"
-        torch.testing.assert_close(gradient, found[0][2], rtol=1e-6, atol=1e-9)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((shares.sum(), norm, gradient))
+    (loss, norm, gradient), *others = found
+    for other in others:
+        torch.testing.assert_close(other, (loss, norm, gradient), rtol=1e-6, atol=1e-9)
+    return Ratio(float(others[0][0] / loss), float(others[0][1] / norm))
+
+
+def theirs(kind: str, folder: Path) -> Ratio:
+    """What transformers' Trainer logs."""
+    model, texts = model_and_texts(kind)
+    model.train = lambda mode=True: model  # dropout stays off
+
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        made = batch(kind, [row["ids"] for row in rows])
+        labels = made.targets[0].labels
+        if kind == "GPT-2":  # which shifts them itself
+            labels = made.inputs["input_ids"].masked_fill(made.inputs["attention_mask"] == 0, -100)
+        return {**made.inputs, "labels": labels}
+
+    def log(batch_size: int) -> dict[str, float]:
+        settings = transformers.TrainingArguments(
+            output_dir=str(folder), use_cpu=True, max_steps=1, learning_rate=0.0, logging_steps=1, disable_tqdm=True,
+            per_device_train_batch_size=batch_size, gradient_accumulation_steps=ROWS // batch_size, report_to="none",
+            save_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False,
+        )  # fmt: skip
+        rows: Any = [{"ids": ids} for ids in texts]
+        trainer = transformers.Trainer(model, settings, train_dataset=rows, data_collator=collate)
+        trainer.train()
+        logged: dict[str, float] = trainer.state.log_history[0]
+        return logged
+
+    one, eight = log(ROWS), log(1)
+    return Ratio(eight["loss"] / one["loss"], eight["grad_norm"] / one["grad_norm"])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_eight_by_one_is_one_by_eight(
+    kind: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    unpatched, fused, other = ours(kind, False), ours(kind, True), theirs(kind, tmp_path)
+    print(
+        f"{kind}, 8 x 1 over 1 x 8, loss and gradient norm: fastft {fused}, with its own head {unpatched}; "
+        f"transformers {transformers.__version__} {other}"
+    )
+    record_property("fastft", str(fused))
+    record_property("transformers", str(other))
+    assert str(fused) == str(unpatched) == "1.000 1.000"
+    assert max(fused.distance, unpatched.distance) <= other.distance + 1e-6
+    if kind == "GPT-2":  # the comparison itself is right
+        assert str(other) == "1.000 1.000"

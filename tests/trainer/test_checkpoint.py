@@ -13,9 +13,9 @@ from transformers import (
     EncoderDecoderModel,
 )
 
-from fastft.trainer import checkpoint
-from fastft.trainer.checkpoint import DamagedCheckpoint, checkpoints, load_optimizer, read_state, save
-from fastft.trainer.optimizer import adamw
+from fastft.trainer.optimizer import make_optimizers
+from fastft.trainer.saving import checkpoint
+from fastft.trainer.saving.checkpoint import DamagedCheckpoint, checkpoints, load_optimizers, read_state, save
 
 from .conftest import SMALL, MakeTrainer, assert_same, weights
 
@@ -86,7 +86,7 @@ def test_a_failed_save_leaves_the_others_whole_and_no_rest(make_trainer: MakeTra
     before = json.loads((saved / "manifest.json").read_text())
     for step in (2, 3):
         with pytest.raises(OSError, match="No space left"):
-            save(saved.parent, step, make_trainer(output_dir=str(saved.parent / "x")).model, FullDisk(), None, {})
+            save(saved.parent, step, make_trainer(output_dir=str(saved.parent / "x")).model, FullDisk(), [], {})
         checkpoint.remove(saved.parent / "x")
     assert checkpoints(saved.parent) == [saved]
     assert read_state(saved)
@@ -101,7 +101,7 @@ def test_a_rest_of_a_killed_save_is_no_checkpoint_and_is_cleared(make_trainer: M
         rest.mkdir()
         (rest / "model.safetensors").write_text("half")
     assert checkpoints(saved.parent) == [saved]
-    written = save(saved.parent, 9, trainer.model, trainer.tokenizer, trainer.optimizer, {})
+    written = save(saved.parent, 9, trainer.model, trainer.tokenizer, trainer.optimizers, {})
     assert not any(rest.exists() for rest in rests)
     assert checkpoints(saved.parent) == [saved, written]
     assert read_state(written)["step"] == 9
@@ -118,11 +118,11 @@ def test_optimizer_state_returns_bit_for_bit(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(max_steps=3)
     trainer.train()
     assert trainer.saved is not None
-    fresh = adamw(trainer.model, trainer.config)
-    load_optimizer(trainer.saved, trainer.model, fresh)
-    for parameter, state in trainer.optimizer.state.items():
-        assert state.keys() == fresh.state[parameter].keys()
-        assert all(torch.equal(state[key], fresh.state[parameter][key]) for key in state)
+    fresh = make_optimizers(trainer.model, trainer.config, trainer.learning.ever())
+    load_optimizers(trainer.saved, trainer.model, fresh)
+    for parameter, state in trainer.optimizers[0].state.items():
+        assert state.keys() == fresh[0].state[parameter].keys()
+        assert all(torch.equal(state[key], fresh[0].state[parameter][key]) for key in state)
 
 
 def test_a_checkpoint_of_the_model_alone_says_so(make_trainer: MakeTrainer) -> None:
@@ -131,13 +131,13 @@ def test_a_checkpoint_of_the_model_alone_says_so(make_trainer: MakeTrainer) -> N
     assert trainer.saved is not None
     assert not (trainer.saved / "optimizer.safetensors").exists()
     with pytest.raises(ValueError, match=r"save_only_model.*--model"):
-        load_optimizer(trainer.saved, trainer.model, adamw(trainer.model, trainer.config))
+        load_optimizers(trainer.saved, trainer.model, trainer.optimizers)
 
 
 def test_an_optimizer_of_other_parameters_is_refused(make_trainer: MakeTrainer, saved: Path) -> None:
     model = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="which has no"):
-        load_optimizer(saved, model, torch.optim.AdamW(model.parameters()))
+        load_optimizers(saved, model, [torch.optim.AdamW(model.parameters())])
 
 
 def test_parameters_without_gradients_start_without_state(
@@ -161,7 +161,9 @@ def test_parameters_without_gradients_start_without_state(
     }
     whole = make_trainer(**options, save_steps=2)
     whole.train()
-    unused = [name for name, parameter in whole.model.named_parameters() if not whole.optimizer.state.get(parameter)]
+    unused = [
+        name for name, parameter in whole.model.named_parameters() if not whole.optimizers[0].state.get(parameter)
+    ]
     assert "encoder.pooler.dense.weight" in unused
     checkpoint = str(tmp_path / "run" / "checkpoint-2")
     resumed = make_trainer(**options, output_dir=str(tmp_path / "again"), resume_from_checkpoint=checkpoint)

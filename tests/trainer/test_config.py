@@ -49,6 +49,12 @@ def test_yaml_round_trip(changes: dict[str, Any]) -> None:
         ({"tasks": []}, ["tasks is []", "null, or a list of tasks with keys and values"]),
         ({"stages": []}, ["stages is []", "null, or a list of stages"]),
         ({"eval_steps": 5}, ["eval_steps is 5", "eval_data", "eval_fraction"]),
+        ({"early_stopping_patience": 2}, ["early_stopping_patience is 2", "give eval_steps"]),
+        ({"load_best_model_at_end": True}, ["load_best_model_at_end", "give eval_steps"]),
+        ({"train_rows": ["a"], "distributed": "fsdp"}, ["train_rows", "ddp"]),
+        ({"dropout": 1.0}, ["dropout is 1.0", "[0, 1)"]),
+        ({"spike_factor": 1.0}, ["spike_factor is 1.0", "> 1"]),
+        ({"report_to": ["mlflow"]}, ["report_to is ['mlflow']", "tensorboard, trackio, wandb"]),
     ],
 )
 def test_refuses_values_that_cannot_be_meant(changes: dict[str, Any], words: list[str]) -> None:

@@ -2,7 +2,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from fastft.trainer.error_rate import distance, error_rate
+from fastft.trainer.evaluation.error_rate import distance, error_rate
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=7)
 

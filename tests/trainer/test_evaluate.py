@@ -1,11 +1,14 @@
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 
 from fastft.data import Corpus, Sample, Samples, Stats
-from fastft.trainer.evaluate import Evaluation, evaluate
+from fastft.trainer.evaluation.evaluate import Evaluation, evaluate
+from fastft.trainer.evaluation.watched import Watched
 
 from .conftest import MakeTrainer
 
@@ -61,3 +64,43 @@ def test_says_how_far_it_is_and_stops_when_told(make_trainer: MakeTrainer) -> No
 
 def test_perplexity_of_a_hopeless_loss() -> None:
     assert Evaluation(1000.0).perplexity == math.inf
+
+
+class OneOfTwo:
+    """A process whose partner's terms of every sum are known already, or are to be."""
+
+    size = 2
+
+    def __init__(self, rank: int, partner: Sequence[torch.Tensor] = ()) -> None:
+        self.rank, self.partner, self.terms = rank, list(partner), list[torch.Tensor]()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.terms.append(values)
+        return values + self.partner[len(self.terms) - 1] if self.partner else values
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+
+@pytest.mark.parametrize("count", [1, 5, 6])
+def test_processes_share_the_batches(make_trainer: MakeTrainer, count: int) -> None:
+    trainer = make_trainer()
+    corpus, objective = corpus_of(list(trainer.tasks[0].train.samples)[:count]), trainer.tasks[0].objective
+
+    def run(world: Any) -> tuple[Any, Any, int]:
+        watched, rounds = Watched({"e": trainer.tokenizer.eos_token_id}), []
+        watched.sums().add_(1.0)  # of an earlier task, not to be counted twice
+        found = evaluate(
+            trainer.model, objective, corpus, 2, CPU, nullcontext(),
+            on_batch=lambda done, total: rounds.append(total), watched=watched, world=world,
+        )  # fmt: skip
+        return found, watched.result(), len(rounds)
+
+    alone, tokens, _ = run(None)
+    other = OneOfTwo(1)
+    _, _, turns = run(other)
+    found, shared, same = run(OneOfTwo(0, other.terms))
+    assert turns == same == -(-count // 4)
+    assert found.eval_loss == pytest.approx(alone.eval_loss, rel=1e-6)
+    assert shared["e"] == pytest.approx(tokens["e"], rel=1e-6)
+    assert tokens["e"]["due"] == 1.0 + count

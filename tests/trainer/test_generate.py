@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from fastft.data import Example, Objective
-from fastft.trainer import generate
-from fastft.trainer.generate import batches_of, complete, drawn, openings, rooms_left
+from fastft.trainer.evaluation import generate
+from fastft.trainer.evaluation.assess import write_samples
+from fastft.trainer.evaluation.generate import batches_of, complete, drawn, openings, rooms_left
 
 from .conftest import MakeTrainer, printed
 
@@ -150,6 +151,6 @@ def test_batches_hold_every_prompt_with_room_once(lengths: list[int], batch_size
 def test_a_run_goes_on_where_no_prompt_leaves_room(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(num_generations=2, eval_generations=2)
     monkeypatch.setattr(generate, "written_positions", lambda model: 1)
-    trainer.write_samples(trainer.tasks[0].objective, trainer.tasks[0].train)
+    assert write_samples(trainer, trainer.tasks[0].objective, trainer.tasks[0].train) == {}
     assert trainer.log.records == [{"step": 0, "generations": []}]
     assert "no prompt leaves the model a position to write at" in " ".join(printed(trainer).split())

@@ -46,7 +46,7 @@ def test_a_stopped_run_resumes_to_the_same_end(make_trainer: MakeTrainer, tmp_pa
     whole = make_trainer(output_dir=str(tmp_path / "whole"), eval_fraction=0.2)
     whole.train()
     stopped = make_trainer(eval_fraction=0.2)
-    stopped.optimizer.register_step_post_hook(
+    stopped.optimizers[0].register_step_post_hook(
         lambda *_: signal.raise_signal(signal.SIGTERM) if stopped.state.step == 2 else None
     )
     report = stopped.train()

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from fastft.trainer.log import RunLog
+from fastft.trainer.reporting.log import RunLog
 
 
 def test_records_are_on_disk_at_once_and_read_back(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fastft.trainer import NonFiniteLoss
-from fastft.trainer.checkpoint import checkpoints, step_of
-from fastft.trainer.loop import step_seed
+from fastft.trainer import BadStep
+from fastft.trainer.saving.checkpoint import checkpoints, step_of
 
 from .conftest import MakeTrainer, assert_same, printed, weights
 
@@ -23,7 +23,8 @@ def test_the_loss_falls_and_everything_is_written(make_trainer: MakeTrainer, tmp
     assert [record["step"] for record in trainer.log.having("eval_loss")] == [0, 20, 40]
     assert [record["step"] for record in trainer.log.having("generations")] == [0, 20, 40]
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"checkpoint-40", "config.yaml", "log.jsonl", "loss.png", "report.json", "report.txt"}
+    written = {"config.yaml", "log.jsonl", "loss.png", "report.html", "report.json", "report.txt"}
+    assert names == {"checkpoint-40", *written}
     assert json.loads((tmp_path / "run" / "report.json").read_text())["eval_loss_after"] == report.eval_loss_after
     logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert logged == trainer.log.records
@@ -64,7 +65,7 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_weights(make_trainer: MakeTrainer)
     report = trainer.train()
     assert seen == {torch.bfloat16}
     assert {tensor.dtype for tensor in weights(trainer).values()} == {torch.float32}
-    assert {state["exp_avg"].dtype for state in trainer.optimizer.state.values()} == {torch.float32}
+    assert {state["exp_avg"].dtype for state in trainer.optimizers[0].state.values()} == {torch.float32}
     assert report.precision.startswith("bf16")
     assert make_trainer(output_dir=trainer.config.output_dir + "x").bf16 is torch.cuda.is_available()
 
@@ -78,7 +79,7 @@ def test_gradients_are_clipped_to_the_global_norm(make_trainer: MakeTrainer, tmp
         def before_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object, into: list = gradients) -> None:
             into += [p.grad.flatten().clone() for group in optimizer.param_groups for p in group["params"]]
 
-        trainer.optimizer.register_step_pre_hook(before_step)
+        trainer.optimizers[0].register_step_pre_hook(before_step)
         trainer.train_step()
         seen[limit] = torch.cat(gradients)
         assert trainer.grad_norm == pytest.approx(seen[0.0].norm().item(), rel=1e-5)
@@ -99,12 +100,74 @@ def test_a_loss_that_is_no_number_stops_the_run_on_the_spot(make_trainer: MakeTr
 
     trainer.model.get_input_embeddings().register_forward_hook(poison)
     kept: dict[str, torch.Tensor] = {}
-    trainer.optimizer.register_step_post_hook(lambda *_: kept.update(weights(trainer)))
+    trainer.optimizers[0].register_step_post_hook(lambda *_: kept.update(weights(trainer)))
     named = ", ".join(map(str, second))
-    with pytest.raises(NonFiniteLoss, match=rf"step 4: loss nan.*on samples {named} of the training data"):
+    with pytest.raises(BadStep, match=rf"step 4: loss nan.*on samples {named} of the training data"):
         trainer.train()
     assert_same(kept, weights(trainer))
     assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [2]
+
+
+def poisoned(trainer: Any, step: int, factor: float) -> None:
+    """What the head is given is multiplied in one step."""
+
+    def poison(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return output * factor if module.training and trainer.state.step == step else output
+
+    trainer.model.model.norm.register_forward_hook(poison)
+
+
+def test_a_bad_step_is_left_out_if_told_to(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(max_steps=5, on_bad_step="skip", logging_steps=1)
+    poisoned(trainer, 2, float("nan"))
+    seen: list[dict[str, torch.Tensor]] = []
+    trainer.optimizers[0].register_step_post_hook(lambda *_: seen.append(weights(trainer)))
+    report = trainer.train()
+    assert len(seen) == 4
+    assert (report.step, report.skipped_steps) == (5, 1)
+    assert "step 3: loss nan" in printed(trainer)
+    assert all(torch.isfinite(weight).all() for weight in weights(trainer).values())
+    losses = [record["loss"] for record in trainer.log.having("loss")]
+    assert all(loss == loss for loss in losses)
+
+
+def test_a_spike_stops_the_run_and_a_resumed_one_as_well(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    course = {"max_steps": 30, "spike_factor": 3.0, "save_steps": 18, "learning_rate": 1e-4}
+    for output, resume in (("run", False), ("rest", str(tmp_path / "run" / "checkpoint-18"))):
+        trainer = make_trainer(**course, output_dir=str(tmp_path / output), resume_from_checkpoint=resume)
+        poisoned(trainer, 20, 1e4)
+        with pytest.raises(BadStep, match=r"step 21: loss .* more than 3 times the median .* of the last 20"):
+            trainer.train()
+
+
+def test_labels_are_smoothed_in_training_alone(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    plain = make_trainer(max_steps=1, eval_fraction=0.2, logging_steps=1)
+    smooth = make_trainer(
+        max_steps=1, eval_fraction=0.2, logging_steps=1, label_smoothing_factor=0.3, output_dir=str(tmp_path / "smooth")
+    )
+    before = [run.train().eval_loss_before for run in (plain, smooth)]
+    assert before[0] == before[1]
+    logged = [run.log.having("loss")[0]["loss"] for run in (plain, smooth)]
+    share = smooth.shares_of(0)[0]
+    logits = torch.log(torch.tensor(float(smooth.model.config.vocab_size)))  # of an untrained model: nearly uniform
+    assert logged[0] != logged[1]
+    assert logged[1] == pytest.approx(0.7 * logged[0] + 0.3 * float(logits), rel=0.05)
+    assert len(share.batches) == 2
+
+
+def test_noise_on_embeddings_is_drawn_by_seed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    runs = [
+        make_trainer(neftune_noise_alpha=alpha, output_dir=str(tmp_path / name), eval_fraction=0.2)
+        for name, alpha in (("a", 5.0), ("b", 5.0), ("c", None))
+    ]
+    reports = [run.train() for run in runs]
+    assert_same(weights(runs[0]), weights(runs[1]))
+    assert not torch.equal(runs[0].model.lm_head.weight, runs[2].model.lm_head.weight)
+    assert reports[0].eval_loss_before == reports[2].eval_loss_before
+
+
+def test_dropout_of_the_whole_model(make_trainer: MakeTrainer) -> None:
+    assert make_trainer(dropout=0.25).model.config.attention_dropout == 0.25
 
 
 def test_only_the_newest_checkpoints_are_kept(make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -142,7 +205,8 @@ def test_weights_of_tokens_count(make_trainer: MakeTrainer) -> None:
     )
 
 
-def test_seeds_of_steps_are_apart() -> None:
-    seeds = {step_seed(seed, step) for seed in range(30) for step in range(30)}
-    assert len(seeds) == 900
+def test_seeds_of_batches_are_apart(make_trainer: MakeTrainer) -> None:
+    share = make_trainer().shares_of(0)[0]
+    seeds = [each for seed in range(30) for step in range(30) for each in share.seeds(seed, step)]
+    assert len(set(seeds)) == len(seeds) == 1800
     assert all(0 <= seed < 2**32 for seed in seeds)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastft.data import Batch, Target
-from fastft.trainer import measure
-from fastft.trainer.measure import Cost, head_cost
+from fastft.trainer.reporting import measure
+from fastft.trainer.reporting.measure import Cost, head_cost
 
 from .conftest import MakeTrainer
 

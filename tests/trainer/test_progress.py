@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from fastft.trainer.progress import Progress
+from fastft.trainer.reporting.progress import Progress
 
 
 def run(terminal: bool) -> str:

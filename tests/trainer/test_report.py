@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
-from fastft.trainer.measure import Cost, HeadCost
-from fastft.trainer.rendering import render
-from fastft.trainer.report import Generation, Report
+from fastft.trainer.reporting.measure import Cost, HeadCost
+from fastft.trainer.reporting.rendering import render
+from fastft.trainer.reporting.report import Generation, Report
 
 from .conftest import MakeTrainer
 

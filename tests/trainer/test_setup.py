@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from torch import nn
 
 from fastft.hf.lazy_logits import LazyLogits
 from fastft.trainer import setup
+from fastft.trainer.saving import checkpoint
 
 from .conftest import RECORDS, MakeTrainer, printed, write_records
 
@@ -20,8 +22,8 @@ def test_the_head_is_patched_if_wanted(make_trainer: MakeTrainer, patch: bool) -
 def test_a_head_that_cannot_be_patched_names_the_way_out(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def odd_head(*args: Any) -> nn.Module:
-        model: nn.Module = load_model(*args)
+    def odd_head(*args: Any, **options: Any) -> nn.Module:
+        model: nn.Module = load_model(*args, **options)
         model.set_output_embeddings(nn.Bilinear(32, 32, 320))
         return model
 
@@ -81,3 +83,14 @@ def test_says_what_is_going_to_happen(make_trainer: MakeTrainer) -> None:
     assert "held-out data: 6 samples" in told
     assert "6 steps of 6 samples, 2.00 epochs" in told
     assert "loading" in printed(trainer)
+
+
+def test_a_full_disk_is_seen_before_training(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=150_000))
+    with pytest.raises(OSError, match=r"a checkpoint takes 0\.0 GB, and .*run has 0\.0 GB left.*save_only_model"):
+        make_trainer()
+
+
+def test_fsdp_wants_processes(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match=r"distributed is fsdp, but this is one process: torchrun"):
+        make_trainer(distributed="fsdp")

@@ -92,7 +92,7 @@ def test_a_joint_gradient_is_the_weighted_sum(
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         found: list[torch.Tensor] = []
-        trainer.optimizer.register_step_pre_hook(
+        trainer.optimizers[0].register_step_pre_hook(
             lambda *_: found.extend(p.grad.clone() for p in trainer.model.parameters())
         )
         trainer.train_step()

@@ -10,7 +10,7 @@ from fastft.trainer.arguments import parse_config
 from fastft.trainer.inspection.overview import overview
 from fastft.trainer.inspection.page import page
 from fastft.trainer.inspection.terminal import show
-from fastft.trainer.progress import say
+from fastft.trainer.reporting.progress import say
 
 OPTIONS = {"samples": "a number", "html": "a file"}
 SAMPLES = 3

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastft.data import formats, sources
 from fastft.data.build import NothingToLearn
-from fastft.hf.pretrained import load_outline
+from fastft.trainer.adapt import outlined
 from fastft.trainer.config import TrainConfig
 from fastft.trainer.given import GivenTask, given_tasks, model_class
 from fastft.trainer.inspection.facts import Counts, Drawn, count, draw_some, end_tokens
@@ -72,7 +72,7 @@ def overview(config: TrainConfig, samples: int = 3) -> Overview:
     """
     given = given_tasks(config)
     make_plan(config, given)
-    outline, tokenizer = load_outline(config.model, model_class(given))
+    outline, _, tokenizer = outlined(config, config.model, model_class(given))
     try:
         tasks = _load(given, tokenizer)
     except NothingToLearn as error:

@@ -1,4 +1,4 @@
-"""An overview as one HTML file: no network, no script, light or dark as the reader has it, and fit for a phone."""
+"""An overview as one HTML file."""
 
 from collections.abc import Iterator
 from html import escape
@@ -10,48 +10,32 @@ from fastft.trainer.inspection.shades import shade
 from fastft.trainer.inspection.terminal import bins
 from fastft.trainer.inspection.tokens import BECAME, BREAK, PREFIX_END, REST, SPACE, TAB, TIMES
 from fastft.trainer.inspection.verdict import Finding
+from fastft.trainer.reporting.document import document, facts
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1e; --paper: #fff; --soft: #5b5b63; --line: #d9d9de; --chip: #f1f1f4;
-  --special: #7b1fa2; --bar: #2f9e4f; --limit: #c2410c; --fail: #b91c1c; --warn: #92600a; --good: #1d7a3a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6ea; --paper: #16161a; --soft: #a3a3ad; --line: #36363d;
-  --chip: #222228; --special: #d59af0; --bar: #4fc073; --limit: #fb923c; --fail: #f87171; --warn: #e8b04a;
-  --good: #5fd086; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.3rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; } p { margin: .3rem 0; } .soft, figcaption, h4 { color: var(--soft); }
-h4 { font-weight: normal; font-style: italic; margin: .6rem 0 .2rem; }
-.tokens, td, svg, .key { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-.tokens { font-size: .85rem; line-height: 1.75; padding: .6rem .7rem; background: var(--chip); border-radius: .4rem; }
+td, svg, .key { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .t { padding: .1em 0; border-left: 1px solid var(--line); color: var(--soft); }
 .w { color: #000; border-left-color: #fff9; border-bottom: 2px solid #1d7a3a; }
 .s { color: var(--special); font-weight: 600; } .w.s { color: #6a1b9a; } .was { font-style: italic; }
 .t i { opacity: .55; font-style: normal; } .n { font-weight: 700; } .end { color: var(--limit); font-weight: 700; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 1rem 0; } dt { font-weight: 600; }
-dd { margin: 0; } figure { margin: 1rem 0; } svg { width: 100%; max-width: 34rem; display: block; }
+svg { width: 100%; max-width: 34rem; display: block; }
 svg text { font-size: 11px; fill: var(--ink); } svg rect { fill: var(--bar); } svg .limit { fill: var(--limit); }
 .verdict { border-left: .3rem solid; padding: .1rem .7rem; margin: .6rem 0; } .fail { color: var(--fail); }
-.warn { color: var(--warn); } .good { color: var(--good); } summary { cursor: pointer; color: var(--soft); }
+.warn { color: var(--warn); } .good { color: var(--good); }
 table { border-collapse: collapse; font-size: .8rem; } td, th { padding: .05rem .8rem .05rem 0; text-align: left;
   vertical-align: top; border-bottom: 1px solid var(--line); } ul { padding-left: 1.2rem; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dd { margin: 0 0 .5rem; } body { padding: .7rem; } }
 """
 
 
 def page(view: Overview) -> str:
     """The whole document."""
-    title = f"{escape(view.model)}, before training"
     steps = "".join(f"<li>{escape(step)}</li>" for step in view.steps)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{_verdict(view.findings)}\n"
+    body = (
+        f"{_verdict(view.findings)}\n"
         + "".join(map(_task, view.tasks))
         + (f"<h2>first steps</h2>\n<ul>{steps}</ul>\n" if steps else "")
-        + "</body>\n</html>\n"
     )
+    return document(f"{view.model}, before training", body, STYLE)
 
 
 def _verdict(found: list[Finding]) -> str:
@@ -63,10 +47,9 @@ def _verdict(found: list[Finding]) -> str:
 
 
 def _task(task: TaskView) -> str:
-    facts = "".join(f"<dt>{escape(name.strip())}</dt><dd>{escape(text)}</dd>\n" for name, text in task.facts)
     figures = "".join(map(histogram, task.lengths))
     rows = "".join(map(_row, task.rows))
-    return f"<h2>{escape(task.name)}</h2>\n<dl>\n{facts}</dl>\n{figures}{_legend() if rows else ''}{rows}"
+    return f"<h2>{escape(task.name)}</h2>\n{facts(task.facts)}{figures}{_legend() if rows else ''}{rows}"
 
 
 def _legend() -> str:
@@ -88,7 +71,7 @@ def _row(row: Row) -> str:
 
 def _part(part: Part) -> str:
     title = f"<h4>{escape(part.title)}</h4>\n" if part.title else ""
-    return f'{title}<div class="tokens">{"<wbr>".join(_tokens(part))}</div>\n{_positions(part)}'
+    return f'{title}<div class="text tokens">{"<wbr>".join(_tokens(part))}</div>\n{_positions(part)}'
 
 
 def _tokens(part: Part) -> Iterator[str]:

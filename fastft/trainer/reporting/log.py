@@ -14,16 +14,21 @@ class RunLog:
         output_dir: where the log goes.
         step: where the run starts; 0 begins a new log.
         before: folder of the log that is continued, by default the same.
+        writes: whether records go to the file: one of several processes does that.
 
-    Records by key: `loss, learning_rate, grad_norm, epoch, tokens_per_second, supervised_tokens_per_second` of the
-    steps since the last such record; `eval_loss` of an evaluation, and `perplexity` if it is of one task and output;
-    `generations`, a list of `origin, prompt, reference, completion`. All have `step`, the optimizer steps done.
+    Records by key: `loss, learning_rate, grad_norm, epoch, tokens_per_second, supervised_tokens_per_second, mfu,
+    peak_memory_bytes, data_share` of the steps since the last such record, and `losses` by task or output if there are
+    several; `eval_loss` of an evaluation, with `eval_losses` likewise, `perplexity` if it is of one task and output,
+    and `tokens`, see `Watched.result`; `error_rate`; `generations`, a list of `origin, prompt, reference, completion`.
+    All have `step`, the optimizer steps done.
     """
 
-    def __init__(self, output_dir: Path, step: int, before: Path | None = None) -> None:
-        self.path = output_dir / LOG
+    def __init__(self, output_dir: Path, step: int, before: Path | None = None, *, writes: bool = True) -> None:
+        self.path, self._writes = output_dir / LOG, writes
         known = _read((before or output_dir) / LOG) if step else []
         self.records = [record for record in known if record["step"] <= step]
+        if not writes:
+            return
         output_dir.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_name(f".{LOG}.draft")
         draft.write_text("".join(_line(record) for record in self.records), encoding="utf-8")
@@ -32,6 +37,8 @@ class RunLog:
     def add(self, record: dict[str, Any]) -> None:
         """Append one record, on disk when this returns."""
         self.records.append(record)
+        if not self._writes:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
 

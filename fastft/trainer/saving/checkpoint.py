@@ -2,7 +2,7 @@
 
     model.safetensors, config.json, ...     the model, loads in plain transformers
     tokenizer.json, ...                     its tokenizer
-    optimizer.safetensors                   "<parameter>/<state>" tensors; no pickle
+    optimizer.safetensors                   "<parameter>/<state>" tensors; no pickle. Of a sharded run: optimizer/
     trainer_state.json                      step, counters, config, fingerprint of the data
     manifest.json                           size and SHA-256 of each of the above
 
@@ -10,20 +10,27 @@ A folder is written under a hidden name, each file fsynced, and renamed when it 
 kept: the trainer seeds every step from (seed, step).
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastft.trainer.adapt import save_model
+from fastft.trainer.distributed import World
+from fastft.trainer.saving.shards import gathered, is_sharded, load_shards, save_shards, spread
+
 STATE, OPTIMIZER, MANIFEST = "trainer_state.json", "optimizer.safetensors", "manifest.json"
+SHARDS = "optimizer"  # in place of the file, where several processes hold the state
 
 
 class DamagedCheckpoint(ValueError):
@@ -31,40 +38,77 @@ class DamagedCheckpoint(ValueError):
 
 
 def save(
-    output_dir: Path, step: int, model: Any, tokenizer: Any, optimizer: Optimizer | None, state: Mapping[str, Any]
+    output_dir: Path,
+    step: int,
+    model: Any,
+    tokenizer: Any,
+    optimizers: Sequence[Optimizer],
+    state: Mapping[str, Any],
+    world: World | None = None,
+    learners: Iterable[str] = (),
 ) -> Path:
     """Write `output_dir/checkpoint-<step>` and return its path; one that is already there is replaced.
 
     Args:
         model, tokenizer: anything with `save_pretrained(folder)`; the model is an `nn.Module` too.
-        optimizer: None leaves its state out.
+        optimizers: none leaves their state out.
         state: what goes into trainer_state.json.
+        world: the processes of the run, all of which call it and see the same folder.
+        learners: names of parameters that learn at some step of the run, where adapters are on the model.
 
     Raises:
         OSError: it cannot be written (disk full, no permission). Other checkpoints are as they were.
     """
+    world = world or World()
     final = output_dir / f"checkpoint-{step}"
     draft = output_dir / f".checkpoint-{step}.draft"
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for rest in output_dir.glob(".checkpoint-*"):  # of a killed process
-        shutil.rmtree(rest, ignore_errors=True)
+    sharded = is_sharded(model)
     try:
-        draft.mkdir()
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        if optimizer is not None:
-            save_file(optimizer_tensors(model, optimizer), draft / OPTIMIZER)
-        write_json(draft / STATE, {"step": step, **state})
-        write_json(draft / MANIFEST, {file: _facts(draft / file) for file in _files(draft)})
-        for file in (*_files(draft), "."):
-            _fsync(draft / file)
+        if world.leads:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            for rest in output_dir.glob(".checkpoint-*"):  # of a killed process
+                shutil.rmtree(rest, ignore_errors=True)
+            draft.mkdir()
+        world.wait()
+        whole = {"state_dict": gathered(model)} if sharded else {}
+        tensors = optimizer_tensors(model, optimizers)
+        if sharded and optimizers:
+            save_shards(draft / SHARDS, tensors)
+        if world.leads:
+            save_model(model, draft, learners, **whole)
+            tokenizer.save_pretrained(draft)
+            if optimizers and not sharded:
+                save_file(tensors, draft / OPTIMIZER)
+            write_json(draft / STATE, {"step": step, **state})
+            write_json(draft / MANIFEST, {file: _facts(draft / file) for file in _files(draft)})
+            for file in (*_files(draft), "."):
+                fsync(draft / file)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    remove(final)
-    draft.rename(final)
-    _fsync(output_dir)
+    if world.leads:
+        remove(final)
+        draft.rename(final)
+        fsync(output_dir)
+    world.wait()
     return final
+
+
+def check_space(output_dir: Path, model: nn.Module, learners: Iterable[nn.Parameter], *, optimizer: bool) -> None:
+    """Refuse a run whose first checkpoint would not find room: the model, and two moments of what learns.
+
+    Raises:
+        OSError: with the room there is and what is wanted.
+    """
+    wanted = sum(p.numel() * p.element_size() for p in model.parameters())
+    wanted += sum(2 * p.numel() * p.element_size() for p in learners) if optimizer else 0
+    free = shutil.disk_usage(output_dir).free
+    if free < wanted:
+        raise OSError(
+            errno.ENOSPC,
+            f"a checkpoint takes {wanted / 1e9:.1f} GB, and {output_dir} has {free / 1e9:.1f} GB left: choose another "
+            "--output_dir, or --save_only_model true",
+        )
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -115,38 +159,56 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return dict(json.loads((checkpoint / STATE).read_text()))
 
 
-def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: "<parameter>/<state>"."""
+def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' state by parameter name: "<parameter>/<state>"."""
     return {
-        f"{name}/{key}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        f"{name}/{key}": value.contiguous() if isinstance(value, Tensor) else torch.tensor(value)
+        for optimizer in optimizers
+        for name, held in zip(_order(model, optimizer), _held(optimizer), strict=True)
+        for key, value in held.items()
     }
 
 
-def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Put the saved state into a fresh optimizer over the same model. A parameter that has none, as it never had a
-    gradient, starts without.
+def load_optimizers(checkpoint: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Put the saved state into fresh optimizers over the same model. A parameter that has none, as it never had a
+    gradient, starts without. Whether state or model are spread over processes, then or now, does not matter.
 
     Raises:
         ValueError: the checkpoint holds the model only, or other parameters.
     """
-    if not (checkpoint / OPTIMIZER).is_file():
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    if (checkpoint / SHARDS).is_dir():
+        tensors = load_shards(checkpoint / SHARDS, parameters)
+    elif (checkpoint / OPTIMIZER).is_file():
+        tensors = load_file(checkpoint / OPTIMIZER)
+    else:
         raise ValueError(
             f"{checkpoint} holds the model without the optimizer (save_only_model): it cannot be resumed. "
             f"To train it further as a new run: --model {checkpoint}"
         )
     saved: dict[str, dict[str, Tensor]] = {}
-    for path, value in load_file(checkpoint / OPTIMIZER).items():
+    for path, value in tensors.items():
         name, _, key = path.rpartition("/")
-        saved.setdefault(name, {})[key] = value
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    unlike = sorted(set(saved) - set(order))
+        saved.setdefault(name, {})[key] = spread(value, parameters.get(name, value))
+    orders = [_order(model, optimizer) for optimizer in optimizers]
+    unlike = sorted(set(saved).difference(*orders))
     if unlike:
         raise ValueError(f"{checkpoint}: the optimizer's parameters are not the model's, which has no {unlike[:3]}")
-    state = {place: saved[name] for place, name in enumerate(order) if name in saved}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for order, optimizer in zip(orders, optimizers, strict=True):
+        state = {place: saved[name] for place, name in enumerate(order) if name in saved}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _order(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Names of an optimizer's parameters, in the order by which its state is numbered."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _held(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The state of each of its parameters, {} where there is none."""
+    state = optimizer.state_dict()["state"]
+    return [state.get(place, {}) for place in range(sum(len(group["params"]) for group in optimizer.param_groups))]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -165,7 +227,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

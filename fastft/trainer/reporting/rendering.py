@@ -9,8 +9,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from fastft.trainer.measure import Cost, HeadCost
-from fastft.trainer.report import Generation, Report
+from fastft.trainer.reporting.measure import Cost, HeadCost
+from fastft.trainer.reporting.report import Generation, Report
 
 REPORT = "report.txt"
 
@@ -19,7 +19,7 @@ def render(report: Report) -> RenderableType:
     """For `rich.console.Console.print`."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
-    for name, value in _rows(report):
+    for name, value in rows(report):
         table.add_row(name, Text(value))
     return Group(*(_panel(generation) for generation in report.generations), table)
 
@@ -31,17 +31,19 @@ def write_text(report: Report, output_dir: Path) -> None:
     (output_dir / REPORT).write_text(console.export_text(), encoding="utf-8")
 
 
-def _rows(report: Report) -> list[tuple[str, str]]:
+def rows(report: Report) -> list[tuple[str, str]]:
+    """The facts by name; a name that begins with spaces belongs to the one before."""
     head = "patched: head on supervised tokens only" if report.patch else "not patched: head on every position"
+    skipped = f", {report.skipped_steps} of them left out as bad" if report.skipped_steps else ""
     done = f"{report.step:,} of {report.max_steps:,} ({report.epoch:.2f} epochs)"
-    rows = [
+    told = [
         ("model", f"{report.model}, {report.parameters / 1e6:,.1f} M parameters; {head}"),
         ("data", f"{report.data}: {report.train_samples:,} samples to train on, {report.eval_samples:,} held out"),
         *_left_out("training", report.train_dropped, report.train_truncated),
         *_left_out("held-out", report.eval_dropped, report.eval_truncated),
         ("objective", report.objective),
         ("device", f"{report.device}, {report.precision}"),
-        ("steps", done + (f", stopped by {report.interrupted_by}" if report.interrupted_by else "")),
+        ("steps", done + skipped + (f", stopped by {report.interrupted_by}" if report.interrupted_by else "")),
         (
             "supervised share",
             f"{report.supervised_share:.1%} ({report.supervised_tokens:,} of {report.tokens:,} tokens seen)",
@@ -51,25 +53,27 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         after = _evaluated(report.eval_loss_after, report.perplexity_after)
         if report.eval_loss_before is not None:
             after = f"{_evaluated(report.eval_loss_before, report.perplexity_before)} -> {after}"
-        rows.append(("evaluation loss", after))
+        told.append(("evaluation loss", after))
     for name, loss in report.eval_losses_after.items():
         known = report.eval_losses_before.get(name)
-        rows.append((f"  {name}", f"{loss:.4f}" if known is None else f"{known:.4f} -> {loss:.4f}"))
+        told.append((f"  {name}", f"{loss:.4f}" if known is None else f"{known:.4f} -> {loss:.4f}"))
     if report.error_rate_after is not None:
         was = "" if report.error_rate_before is None else f"{report.error_rate_before:.1%} -> "
-        rows.append(("word error rate", f"{was}{report.error_rate_after:.1%} of held-out completions"))
+        told.append(("word error rate", f"{was}{report.error_rate_after:.1%} of held-out completions"))
     if report.train_loss is not None:
-        rows.append(("training loss", f"{report.train_loss:.4f} at the end"))
+        told.append(("training loss", f"{report.train_loss:.4f} at the end"))
     speed = f"{report.tokens_per_second:,.0f} tokens/s, {report.supervised_tokens_per_second:,.0f} supervised/s"
     waiting = f"{report.data_share:.1%} of it waiting for data"
-    rows.append(("speed", f"{speed} ({report.seconds:,.1f} s of training steps, {waiting})"))
-    rows.append(("peak memory", f"{megabytes(report.peak_memory_bytes)} while training"))
+    told.append(("speed", f"{speed} ({report.seconds:,.1f} s of training steps, {waiting})"))
+    if report.mfu is not None:
+        told.append(("FLOPs", f"{report.mfu:.1%} of the rate of a matrix product measured here, padding not counted"))
+    told.append(("peak memory", f"{megabytes(report.peak_memory_bytes)} while training"))
     if report.head is not None:
-        rows += _head_rows(report.head)
-    rows.append(("checkpoint", report.checkpoint or "none"))
-    rows.append(("loss curves", report.plot))
-    rows.append(("log", report.log))
-    return rows
+        told += _head_rows(report.head)
+    told.append(("checkpoint", report.checkpoint or "none"))
+    told.append(("loss curves", report.plot))
+    told.append(("log", report.log))
+    return told
 
 
 def _left_out(kind: str, dropped: dict[str, int], truncated: int) -> list[tuple[str, str]]:

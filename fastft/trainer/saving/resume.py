@@ -1,21 +1,23 @@
 """Where a run starts: afresh or from a checkpoint. Everything that forbids it is said before anything is loaded."""
 
+import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastft.trainer.checkpoint import DamagedCheckpoint, checkpoints, read_state, step_of
 from fastft.trainer.config import FIELDS, TrainConfig
 from fastft.trainer.given import GivenTask, given_tasks
 from fastft.trainer.plan import Plan
+from fastft.trainer.saving.checkpoint import DamagedCheckpoint, checkpoints, read_state, step_of
 
 # The weights come from the checkpoint and the place in the data from these: a resumed run must keep them.
 FIXED = (
-    "model", "objective", "per_device_train_batch_size", "gradient_accumulation_steps", "group_by_length", "packing",
+    "model", "objective", "per_device_train_batch_size", "group_by_length", "packing",
     "seed", "tasks", "task_schedule", "mlm_probability", "mask_replace_prob", "random_replace_prob",
     "mlm_masking", "mlm_span_length", "mlm_weight", "nsp_probability", "noise_density", "mean_noise_span_length",
-    "sentinel", "ul2_weights", "ul2_mode_tokens",
+    "sentinel", "ul2_weights", "ul2_mode_tokens", "new_tokens", "train_rows", "lora", "freeze", "unfreeze", "optimizer",
+    "optimizer_args", "sparse_embeddings",
 )  # fmt: skip
 # Length of a row: fixed only where samples share rows.
 OF_ROWS = ("max_length",)
@@ -23,7 +25,9 @@ OF_ROWS = ("max_length",)
 # those behind the checkpoint's step may change.
 OF_LEARNING = (
     "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
-    "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "mlm_eval_probability", "stages",
+    "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "mlm_eval_probability", "stages", "param_groups", "dropout",
+    "neftune_noise_alpha", "label_smoothing_factor", "on_bad_step", "spike_factor", "metric_for_best_model",
+    "early_stopping_patience",
 )  # fmt: skip
 # Fields that decide which samples there are: named when the data turns out to be other data.
 OF_DATA = tuple(name for name, field in FIELDS.items() if field.metadata["own"] and name not in (*FIXED, *OF_LEARNING))
@@ -42,7 +46,7 @@ class Start:
         return int(self.state.get("step", 0))
 
 
-def choose_start(config: TrainConfig) -> Start:
+def choose_start(config: TrainConfig, processes: int = 1) -> Start:
     """The checkpoint to go on from, by `resume_from_checkpoint`; `output_dir` is made if it is not there.
 
     Raises:
@@ -71,7 +75,7 @@ def choose_start(config: TrainConfig) -> Start:
         return Start()
     start = _newest(output_dir) if config.resume_from_checkpoint is True else _named(config, output_dir)
     if start.checkpoint is not None:
-        _compare(start, config)
+        _compare(start, config, processes)
     return start
 
 
@@ -97,12 +101,20 @@ def _named(config: TrainConfig, output_dir: Path) -> Start:
     return Start(checkpoint, state)
 
 
-def _compare(start: Start, config: TrainConfig) -> None:
+def _compare(start: Start, config: TrainConfig, processes: int) -> None:
     changed, tasks = _changes(start, config), given_tasks(config)
+    then, was = start.state.get("processes", 1), start.state["config"]["gradient_accumulation_steps"]
     rows = OF_ROWS if any(task.config.packing for task in tasks) else ()
     refused = [changed[name] for name in (*FIXED, *rows) if name in changed]
     if not refused and "stages" in changed and not _same_turns(start, config, tasks):
         refused = [f"{changed['stages']}, and only what follows step {start.step} may change"]
+    if was * then != config.gradient_accumulation_steps * processes:
+        refused.append(
+            f"a step had {was} x {then} batches (gradient_accumulation_steps x processes), has "
+            f"{config.gradient_accumulation_steps} x {processes}"
+        )
+    elif then != processes:
+        start.notes.append(f"{then} processes before, {processes} now: the same batches, sums in another order")
     if refused:
         raise ValueError(
             f"{start.checkpoint} belongs to a run of another model or course through the data: {'; '.join(refused)}. "
@@ -139,5 +151,5 @@ def check_data(start: Start, config: TrainConfig, fingerprint: str) -> None:
 
 def _changes(start: Start, config: TrainConfig) -> dict[str, str]:
     """The fields that are not what the checkpoint's run had, in words."""
-    before, now = start.state["config"], asdict(config)
+    before, now = start.state["config"], json.loads(json.dumps(asdict(config)))
     return {name: f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if before.get(name) != now[name]}

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fastft.data import Corpus
-from fastft.trainer.checkpoint import write_json
 from fastft.trainer.device import describe
 from fastft.trainer.given import data_of
-from fastft.trainer.measure import HeadCost
+from fastft.trainer.reporting.measure import HeadCost
+from fastft.trainer.saving.checkpoint import write_json
 from fastft.trainer.setup import Setup
 
 REPORT = "report.json"
@@ -32,10 +32,12 @@ class Report:
     """Facts of a run. Losses are nats per supervised token, `seconds` are of training steps alone.
 
     tokens counts real tokens seen (no padding), supervised_tokens those that had a loss. eval_loss_before is that
-    of step 0; eval_losses are by task or output, where there are several, and perplexity is None then. dropped counts
-    records that were left out, by reason; truncated, samples that were cut. error_rate compares completions with their
-    references, word by word. data_share is the share of the seconds in which a step waited for data. interrupted_by
-    names the signal that ended the run early.
+    of step 0; eval_losses are by task or output, where there are several, and perplexity is None then. What is "after"
+    is of the last evaluation, or of the best one where its weights were kept. dropped counts records that were left
+    out, by reason; truncated, samples that were cut. error_rate compares completions with their references, word by
+    word. data_share is the share of the seconds in which a step waited for data; mfu is the share of the rate of a
+    measured matrix product that the model's FLOPs make, padding not counted. interrupted_by names the signal that ended
+    the run early.
     """
 
     model: str
@@ -53,6 +55,7 @@ class Report:
     parameters: int
     step: int
     max_steps: int
+    skipped_steps: int
     epoch: float
     tokens: int
     supervised_tokens: int
@@ -67,6 +70,7 @@ class Report:
     eval_losses_before: dict[str, float]
     eval_losses_after: dict[str, float]
     data_share: float
+    mfu: float | None
     peak_memory_bytes: int
     checkpoint: str | None
     plot: str
@@ -96,9 +100,10 @@ class Report:
 def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) -> Report:
     """The report of a run as it stands, from its counters and its log."""
     config, total, losses = run.config, run.state.total, run.log.having("loss")
-    first, last = _first_and_last(run.log.having("eval_loss"))
+    end = run.best.step if config.load_best_model_at_end and not interrupted_by else None
+    first, last = _first_and_last(run.log.having("eval_loss"), end)
     train, held_out = [task.train for task in run.tasks], [task.eval for task in run.tasks if task.eval]
-    worse, better = _first_and_last(run.log.having("error_rate"))
+    worse, better = _first_and_last(run.log.having("error_rate"), end)
     return Report(
         model=config.model,
         objective=" + ".join(task.config.objective for task in run.tasks),
@@ -115,6 +120,7 @@ def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) ->
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
         step=run.state.step,
         max_steps=run.max_steps,
+        skipped_steps=total.skipped,
         epoch=run.epoch_at(run.state.step),
         tokens=total.tokens,
         supervised_tokens=total.supervised_tokens,
@@ -129,12 +135,13 @@ def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) ->
         eval_losses_before=first.get("eval_losses", {}),
         eval_losses_after=last.get("eval_losses", {}),
         data_share=total.waited / total.seconds if total.seconds else 0.0,
+        mfu=run.mfu(total) if run.flops.known else None,
         peak_memory_bytes=peak_memory_bytes,
         checkpoint=str(run.saved) if run.saved else None,
         plot=str(run.plot),
         log=str(run.log.path),
         interrupted_by=interrupted_by,
-        generations=_generations(run.log.having("generations")),
+        generations=_generations(run.log.having("generations"), end),
     )
 
 
@@ -146,17 +153,17 @@ def _dropped(corpora: list[Corpus]) -> dict[str, int]:
     return dict(counts)
 
 
-def _first_and_last(records: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The record of step 0 and the newest later one; {} for one that is not there."""
+def _first_and_last(records: list[dict[str, Any]], end: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record of step 0, and that of step `end` or else the newest later one; {} for one that is not there."""
     first = [record for record in records if record["step"] == 0]
-    later = [record for record in records if record["step"] > 0]
+    later = [record for record in records if record["step"] == end or (end is None and record["step"] > 0)]
     return first[0] if first else {}, later[-1] if later else {}
 
 
-def _generations(records: list[dict[str, Any]]) -> list[Generation]:
+def _generations(records: list[dict[str, Any]], end: int | None) -> list[Generation]:
     """Each prompt once, with what was written at step 0 and what was written last."""
     shown: dict[str, Generation] = {}
-    for name, record in zip(("before", "after"), _first_and_last(records), strict=True):
+    for name, record in zip(("before", "after"), _first_and_last(records, end), strict=True):
         for text in record.get("generations", []):
             known = shown.get(text["origin"]) or Generation(text["origin"], text["prompt"], text["reference"])
             shown[text["origin"]] = dataclasses.replace(known, **{name: text["completion"]})

@@ -1,0 +1,59 @@
+"""The best evaluation so far, and whether it is worth going on: read from the log alone, so that a resume knows it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+GREATER = ("probability", "emitted", "precision")  # of these numbers more is better
+
+
+class Best:
+    """Follows one number of the evaluations: `eval_loss`, `error_rate`, `eval_losses.mlm`, `tokens.<think>.nll`.
+
+    step, value:  of the best evaluation; None before the first.
+    waited:       evaluations since then. The one before the first step counts as one to be beaten.
+    """
+
+    def __init__(self, metric: str, patience: int | None, records: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.metric, self.patience = metric, patience
+        self.step: int | None = None
+        self.value: float | None = None
+        self.waited = 0
+        evaluations: dict[int, dict[str, Any]] = {}
+        for record in records:
+            if "eval_loss" in record or "error_rate" in record:
+                evaluations.setdefault(record["step"], {}).update(record)
+        for step, evaluation in sorted(evaluations.items()):
+            self.judge(step, evaluation)
+
+    @property
+    def exhausted(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
+    def judge(self, step: int, evaluation: Mapping[str, Any]) -> bool:
+        """Take note of an evaluation; whether it is the best so far.
+
+        Raises:
+            ValueError: it does not have the number; the message lists those it has.
+        """
+        numbers = dict(flat(evaluation))
+        if self.metric not in numbers:
+            known = ", ".join(name for name in numbers if name != "step")
+            raise ValueError(f"metric_for_best_model is {self.metric!r}; an evaluation of this run tells {known}")
+        value = numbers[self.metric]
+        sign = -1.0 if self.metric.rpartition(".")[2] in GREATER else 1.0
+        better = not math.isnan(value) and (self.value is None or sign * value < sign * self.value)
+        if better:
+            self.step, self.value, self.waited = step, value, 0
+        else:
+            self.waited += 1
+        return better
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    """The numbers in nested mappings, by names joined with dots."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)

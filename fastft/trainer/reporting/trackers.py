@@ -1,0 +1,181 @@
+"""Trackers beside log.jsonl: TensorBoard, trackio and Weights & Biases, each through its own library."""
+
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastft.dispatch import optional
+
+TENSORBOARD, IDENTITY = "tensorboard", "tracking.json"  # in the output folder
+PROJECT = "fastft"
+PARTS = ("prompt", "reference", "completion")  # of a generation
+PATIENCE = 60  # seconds that Weights & Biases may take to begin; after that it stays offline
+
+
+class Trackers:
+    """What follows a run while it lasts. One that fails later is warned of by name, once, and left out from then on.
+
+    A resumed run goes on in the tracker's run that it had: what TensorBoard has of steps behind `resumed_step` is
+    superseded; trackio and Weights & Biases, which forget nothing, are given those steps again.
+
+    Args:
+        names: any of tensorboard, trackio, wandb. Only one process of a run should have any.
+        output_dir: TensorBoard's files go to its folder `tensorboard`, those of Weights & Biases to `wandb`, and the
+            name of the run, for trackio and Weights & Biases, to `tracking.json`. Their project is fastft, or what
+            WANDB_PROJECT says. trackio writes where TRACKIO_DIR says.
+        config: settings of the run, fit for JSON.
+        resumed_step: where the run starts; 0 begins a new one.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: its library is not installed; says what to install.
+    """
+
+    def __init__(
+        self, names: Sequence[str], output_dir: Path, config: Mapping[str, Any], resumed_step: int = 0
+    ) -> None:
+        unknown = [name for name in names if name not in KINDS]
+        if unknown:
+            raise ValueError(f"report_to has {unknown[0]!r}; wanted any of {', '.join(KINDS)}")
+        kinds = {name: (KINDS[name], optional(name, f"report_to: {name}")) for name in names}
+        run = identity(output_dir, bool(resumed_step)) if {"trackio", "wandb"} & kinds.keys() else ""
+        self._trackers: dict[str, Any] = {}
+        for name, (kind, library) in kinds.items():
+            self._guard(name, lambda: self._begin(name, kind(library, output_dir, run, config, resumed_step)))  # noqa: B023
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Report a record of log.jsonl: numbers, nested ones as `outer/inner`, what the model wrote. Other lists are
+        left out."""
+        step, numbers = int(record["step"]), scalars(record)
+        texts = {
+            f"generations/{written['origin']}": {part: str(written.get(part, "")) for part in PARTS}
+            for written in record.get("generations", ())
+        }
+        for name, tracker in list(self._trackers.items()):
+            if numbers:
+                self._guard(name, lambda: tracker.scalars(step, numbers))  # noqa: B023
+            if texts and name in self._trackers:
+                self._guard(name, lambda: tracker.texts(step, texts))  # noqa: B023
+
+    def close(self) -> None:
+        """Write what is left. May be called twice."""
+        for name, tracker in list(self._trackers.items()):
+            self._guard(name, tracker.close)
+        self._trackers.clear()
+
+    def _begin(self, name: str, tracker: Any) -> None:
+        self._trackers[name] = tracker
+
+    def _guard(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever it is: a run of days is not lost for it
+            self._trackers.pop(name, None)
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"{name} failed and is left out from now on; log.jsonl has it all ({reason})", stacklevel=4)
+
+
+def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of a record by name, without its step; `{"losses": {"a": 1}}` gives `losses/a`."""
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and (prefix or name != "step"):
+            found[prefix + name] = float(value)
+    return found
+
+
+def identity(output_dir: Path, resumed: bool) -> str:
+    """The name of a run, for trackers that keep many in one place: a new one, or that of the run that goes on."""
+    path = output_dir / IDENTITY
+    if resumed and path.is_file():
+        return str(json.loads(path.read_text(encoding="utf-8"))["run"])
+    name = f"{output_dir.resolve().name}-{uuid.uuid4().hex[:8]}"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"run": name}) + "\n", encoding="utf-8")
+    return name
+
+
+def markdown(parts: Mapping[str, str]) -> str:
+    """Texts as blocks of code, in which nothing of theirs is markup."""
+    lines = ((f"**{name}**", "", *(f"    {line}" for line in text.splitlines()), "") for name, text in parts.items())
+    return "\n".join(line for block in lines for line in block)
+
+
+class TensorBoard:
+    """Event files. A later session supersedes steps from its first on."""
+
+    def __init__(self, library: Any, output_dir: Path, run: str, config: Mapping[str, Any], resumed_step: int) -> None:
+        torch_side = optional("torch.utils.tensorboard", "report_to: tensorboard")
+        first = resumed_step + 1 if resumed_step else 0
+        self._writer = torch_side.SummaryWriter(str(output_dir / TENSORBOARD), purge_step=first)
+        self._writer.add_text("config", markdown({"config": json.dumps(dict(config), indent=1)}), first)
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def texts(self, step: int, texts: Mapping[str, Mapping[str, str]]) -> None:
+        for name, parts in texts.items():
+            self._writer.add_text(name, markdown(parts), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Trackio:
+    """A database on this machine, or a Space if trackio's own settings name one."""
+
+    def __init__(self, library: Any, output_dir: Path, run: str, config: Mapping[str, Any], resumed_step: int) -> None:
+        self._library = library
+        self._run = library.init(
+            project=PROJECT, name=run, config=dict(config),
+            resume="allow" if resumed_step else "never", embed=False,
+        )  # fmt: skip
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def texts(self, step: int, texts: Mapping[str, Mapping[str, str]]) -> None:
+        self._run.log({name: self._library.Markdown(markdown(parts)) for name, parts in texts.items()}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Wandb:
+    """Weights & Biases, by `step` as a metric, as its own step cannot go back. Offline where it is out of reach."""
+
+    def __init__(self, library: Any, output_dir: Path, run: str, config: Mapping[str, Any], resumed_step: int) -> None:
+        self._library = library
+        options: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT), "id": run, "name": run, "dir": str(output_dir),
+            "config": dict(config), "resume": "allow",
+            "settings": library.Settings(login_timeout=PATIENCE, init_timeout=PATIENCE),
+        }  # fmt: skip
+        try:
+            self._run = library.init(**options)
+        except Exception as error:
+            warnings.warn(f"wandb stays offline, to be sent by `wandb sync`: {error}", stacklevel=6)
+            self._run = library.init(**options, mode="offline")
+        self._run.define_metric("*", step_metric="step")
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **numbers})
+
+    def texts(self, step: int, texts: Mapping[str, Mapping[str, str]]) -> None:
+        rows = [[name, *(parts[part] for part in PARTS)] for name, parts in texts.items()]
+        table = self._library.Table(columns=["origin", *PARTS], data=rows)
+        self._run.log({"step": step, "generations": table})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+KINDS: dict[str, Callable[..., Any]] = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
