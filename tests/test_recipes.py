@@ -50,7 +50,8 @@ def test_the_file_of_what_learns_when_trains_and_exports(tmp_path: Path) -> None
     rows = [json.dumps({"prompt": f"{n} + {n + 1} =", "completion": text}) + "\n" for n, text in enumerate(texts)]
     (tmp_path / "data.jsonl").write_text("".join(rows), encoding="utf-8")
     block = block.replace("train_data: data.jsonl", f"train_data: {tmp_path}/data.jsonl").replace("{200:", "{1:")
-    block = block.replace("400:", "2:").replace("eval_steps: 50", "eval_steps: 1") + "max_steps: 3\nnum_generations: 0\n"
+    block = block.replace("400:", "2:").replace("eval_steps: 50", "eval_steps: 1")
+    block += "max_steps: 3\nnum_generations: 0\n"
     (tmp_path / "config.yaml").write_text(block, encoding="utf-8")
     small = ["--max_length", "96", "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "run")]
     small += ["--save_only_model", "true", "--eval_on_start", "false"]

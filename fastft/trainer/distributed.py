@@ -1,7 +1,9 @@
 """Many processes as one run: who is who, sums over all of them, and the model as each of them holds it."""
 
 import os
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -28,7 +30,8 @@ class World:
         if not self.started and "TORCHELASTIC_RUN_ID" in os.environ:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(hours=4))  # one may read data or write texts for long
             self.started = True
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if self.started else (0, 1)
 
@@ -73,10 +76,14 @@ def sum_of(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
 
 def replicated(model: nn.Module, device: torch.device, *, unused: bool) -> nn.Module:
     """A replica whose gradients are summed while backward runs; rows of a `SparseEmbedding` are left to `sum_rows`.
+    Where these alone learn the model is returned as it is.
 
     unused: some parameters may get no gradient in a step.
     """
     leave_to_rows(model)
+    tables = {module.weight for module in model.modules() if isinstance(module, SparseEmbedding)}
+    if not any(parameter.requires_grad for parameter in model.parameters() if parameter not in tables):
+        return model
     ids = [device.index] if device.type == "cuda" else None
     replica = DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
     replica.register_comm_hook(None, sum_of)
@@ -95,11 +102,18 @@ def sharded(model: Any, device: torch.device, *, bf16: bool) -> Any:
     blocks = [module for module in model.modules() if type(module).__name__ in kinds]
     if not blocks:
         raise ValueError(f"distributed is fsdp, but {type(model).__name__} does not name its blocks: use ddp")
-    for module in (*blocks, model):
+    everywhere = _uses(model)  # what is tied to something outside, as the embeddings of a BERT, is left to the whole
+    alone = [block for block in blocks if all(everywhere[p] == times for p, times in _uses(block).items())]
+    for module in (*alone, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
     return model
+
+
+def _uses(model: nn.Module) -> Counter[nn.Parameter]:
+    """How many modules hold each parameter."""
+    return Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
 
 
 def reshard(model: nn.Module) -> None:

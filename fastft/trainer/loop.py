@@ -14,10 +14,11 @@ from fastft.trainer.distributed import sum_rows
 from fastft.trainer.evaluation.assess import assess
 from fastft.trainer.gradient import totals, window_gradient
 from fastft.trainer.nonfinite import BadStep, LossWatch
+from fastft.trainer.optimizer import set_rates
 from fastft.trainer.reporting.finish import finish
 from fastft.trainer.reporting.report import Report
 from fastft.trainer.saving.checkpoint import step_of
-from fastft.trainer.saving.keep import keep, restore_best
+from fastft.trainer.saving.keep import keep, prune, restore_best
 from fastft.trainer.schedule import factor
 from fastft.trainer.setup import Setup
 from fastft.trainer.state import Meter
@@ -60,7 +61,8 @@ class Trainer(Setup):
         with ExitStack() as around:
             for resource in (self.stop, self.progress, closing(self.shares), closing(self.trackers)):
                 around.enter_context(resource)
-            if state.step == 0 and config.eval_on_start:
+            due = config.eval_on_start if state.step == 0 else config.eval_steps and state.step % config.eval_steps == 0
+            if due and not self.evaluated():  # a run that was stopped may have saved without
                 self.assess()
             while state.step < self.max_steps and not self.best.exhausted and not self.stopped():
                 self.train_step()
@@ -72,11 +74,11 @@ class Trainer(Setup):
                     self.save()
             if state.recent.steps:
                 self.log_losses()
-            stopped, evaluated = self.stopped(), self.log.having("eval_loss")[-1:]
-            if not stopped and [record["step"] for record in evaluated] != [state.step]:
-                self.assess()
             if state.step:
                 self.save()
+            if not (stopped := self.stopped()) and not self.evaluated():
+                self.assess()
+                prune(self)
             if config.load_best_model_at_end and not stopped:
                 restore_best(self)
         return finish(self, self.peak_memory)
@@ -88,9 +90,7 @@ class Trainer(Setup):
         self.learn(step)
         shares = self.shares[step]
         done = Meter(steps=1, waited=time.perf_counter() - started)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * self.rate(step)
+        set_rates(self.optimizers, self.rate(step))
 
         self.model.train()
         losses = torch.cat([self.learn_from(share, done, share is shares[-1]) for share in shares])
@@ -101,7 +101,7 @@ class Trainer(Setup):
         watch = self.watches.setdefault(" + ".join(s.task.name for s in shares), LossWatch(config.spike_factor))
         problem = watch.judge(losses, self.grad_norm, rows, step + 1, self.learning_rate(step))
         if problem and config.on_bad_step == "stop":
-            raise BadStep(f"{problem}; a checkpoint from before can be resumed")
+            raise BadStep(f"{problem}; {self.saved} can be resumed" if self.saved else problem)
         if problem:
             self.progress.say(problem)
             done = Meter(steps=1, skipped=1, tokens=done.tokens, waited=done.waited)
@@ -160,6 +160,10 @@ class Trainer(Setup):
             self.stop.signal = signal.SIGTERM
         return stopped
 
+    def evaluated(self) -> bool:
+        """Whether the model as it is has been evaluated."""
+        return [record["step"] for record in self.log.having("eval_loss")[-1:]] == [self.state.step]
+
     def rate(self, step: int) -> float:
         """What peak learning rates are multiplied by in the step that follows `step` others."""
         start, end = self.plan.course(step)
@@ -177,7 +181,8 @@ class Trainer(Setup):
             {
                 "step": step,
                 "epoch": self.epoch_at(step),
-                "loss": recent.mean_loss,
+                **({"loss": recent.mean_loss} if recent.steps > recent.skipped else {}),
+                **({"skipped": recent.skipped} if recent.skipped else {}),
                 **({"losses": recent.mean_parts} if recent.parts else {}),
                 "learning_rate": rate,
                 "grad_norm": self.grad_norm,

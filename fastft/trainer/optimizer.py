@@ -16,6 +16,7 @@ from fastft.optim import SparseAdamW
 from fastft.trainer.config import TrainConfig
 from fastft.trainer.learning import matching, names_of
 
+UNFIT = (Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)  # none, wants several passes, wants sparse gradients
 GROUP_KEYS = {"params", "learning_rate", "weight_decay"}
 
 
@@ -54,6 +55,17 @@ def make_optimizers(model: nn.Module, config: TrainConfig, learning: Sequence[nn
     if rows:
         made.append(SparseAdamW(rows, engine="bitwise", **_adam(config)))
     return made
+
+
+def set_rates(optimizers: Sequence[Optimizer], factor: float) -> None:
+    """Each group's learning rate, as a share of its peak; some optimizers hold it in a tensor of their own."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            rate = group["initial_lr"] * factor
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 def use_row_updates(model: nn.Module, config: TrainConfig) -> bool:
@@ -132,12 +144,12 @@ def _class(name: str) -> type[Optimizer]:
     """A class of torch.optim, or `module.Class`."""
     module, _, attribute = name.rpartition(".")
     found = getattr(optional(module or "torch.optim", f"optimizer {name}"), attribute, None)
-    if isinstance(found, type) and issubclass(found, Optimizer) and found not in (Optimizer, torch.optim.LBFGS):
+    if isinstance(found, type) and issubclass(found, Optimizer) and found not in UNFIT:
         return found
     known = ["adamw", *(k for k, v in vars(torch.optim).items() if isinstance(v, type) and k[0].isupper())]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are adamw, {', '.join(sorted(known[1:]))}, module.Class"
-    raise ValueError(f"optimizer is {name!r}, which is no optimizer that steps once per gradient: {hint}")
+    raise ValueError(f"optimizer is {name!r}, which is no optimizer that takes one step per dense gradient: {hint}")
 
 
 def _checked(number: int, rule: Mapping[str, Any]) -> list[str]:

@@ -155,7 +155,9 @@ class Setup:
             self.engine: Any = self.model
             if self.world.size > 1 and not self.sharded:
                 several = len(self.tasks) > 1 or self.tasks[0].objective.auto_class == TWO_HEADS
-                self.engine = replicated(self.model, self.device, unused=several or has_experts(self.model))
+                pooler = self.model.config.model_type == "encoder-decoder"  # of its encoder, which nothing reads
+                unused = several or pooler or has_experts(self.model)
+                self.engine = replicated(self.model, self.device, unused=unused)
             self.flops.refresh()
 
     def mfu(self, meter: Meter) -> float:

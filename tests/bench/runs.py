@@ -1,11 +1,15 @@
 """A race without pytest-benchmark, and what came of it."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from bench.cases import Case
 from bench.contest import Contest, Op
 from bench.rows import Absence, Row
+
+# For pytest in a process of its own: it is not one of those that share the tests.
+ALONE = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
 
 
 class Laps:

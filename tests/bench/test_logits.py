@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import records
+from runs import ALONE, records
 from torch import Tensor
 
 from bench import peers, plots, report, rows
@@ -170,7 +170,7 @@ def test_smoke_run_and_report(tmp_path: Path) -> None:
     """The whole way: pytest, rows on disk, page and pictures; torch.compile where there is a compiler."""
     command = [sys.executable, "-m", "pytest", "bench/cross_entropy.py", "--smoke", "-q", "-p", "no:cacheprovider"]
     options = ["-k", "cpu-tiny and ignored85", "--cap", "0.01", "--record", str(tmp_path), "--benchmark-only"]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *options], cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
     assert "GB/s" in done.stdout

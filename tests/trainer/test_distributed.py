@@ -86,6 +86,24 @@ def test_rows_of_an_untied_table(make_config: MakeConfig, untied_dir: str, tmp_p
     compare(one, tmp_path / "two")
 
 
+def test_an_untied_table_alone(make_config: MakeConfig, untied_dir: str, tmp_path: Path) -> None:
+    """DDP has nothing to do then."""
+    course: dict[str, Any] = {"model": untied_dir, "freeze": ["*"], "unfreeze": {0: ["embed_tokens"], 4: ["*"]}}
+    one = run(make_config(**ONE, **course, output_dir=str(tmp_path / "one")))
+    run_on(2, member, make_config(**TWO, **course, output_dir=str(tmp_path / "two")))
+    compare(one, tmp_path / "two")
+
+
+@pytest.mark.parametrize("objective", ["mlm", "nsp"])
+def test_embeddings_that_are_a_block_and_tied(
+    make_config: MakeConfig, bert_dir: str, documents: str, tmp_path: Path, objective: Any
+) -> None:
+    course: dict[str, Any] = {"model": bert_dir, "train_data": documents, "objective": objective, "on_empty": "drop"}
+    one = run(make_config(**ONE, **course, output_dir=str(tmp_path / "one")))
+    run_on(2, member, make_config(**TWO, **course, distributed="fsdp", output_dir=str(tmp_path / "two")), "sharded")
+    compare(one, tmp_path / "two")
+
+
 def test_layers_thawed_on_the_way(make_config: MakeConfig, tmp_path: Path) -> None:
     course: dict[str, Any] = {"freeze": ["*"], "unfreeze": {0: ["model.norm"], 2: ["layers.1"], 4: ["*"]}}
     one = run(make_config(**ONE, **course, output_dir=str(tmp_path / "one")))

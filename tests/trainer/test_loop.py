@@ -1,4 +1,5 @@
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,34 @@ def test_seeds_of_batches_are_apart(make_trainer: MakeTrainer) -> None:
     seeds = [each for seed in range(30) for step in range(30) for each in share.seeds(seed, step)]
     assert len(set(seeds)) == len(seeds) == 1800
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_an_evaluation_that_fails_at_the_end_costs_no_training(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(eval_fraction=0.2, eval_on_start=False)
+    monkeypatch.setattr(trainer, "assess", lambda: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        trainer.train()
+    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [6]
+
+
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for(make_trainer: MakeTrainer) -> None:
+    course: dict[str, Any] = {"eval_fraction": 0.2, "eval_steps": 2}
+    stopped = make_trainer(**course)
+    stopped.optimizers[0].register_step_post_hook(
+        lambda *_: setattr(stopped.stop, "signal", signal.SIGTERM) if stopped.state.step == 1 else None
+    )
+    assert stopped.train().step == 2
+    rest = make_trainer(**course, resume_from_checkpoint=True)
+    rest.train()
+    assert [record["step"] for record in rest.log.having("eval_loss")] == [0, 2, 4, 6]
+
+
+def test_steps_that_were_left_out_have_no_loss(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(max_steps=3, on_bad_step="skip", logging_steps=1)
+    poisoned(trainer, 1, float("nan"))
+    trainer.train()
+    records = [record for record in trainer.log.records if "grad_norm" in record]
+    assert ["loss" in record for record in records] == [True, False, True]
+    assert records[1]["skipped"] == 1

@@ -134,7 +134,8 @@ def test_any_class_by_name(
         ("nowhere.Optimizer", None, ImportError, "pip install nowhere"),
         ("SGD", {"momentun": 0.9}, ValueError, "optimizer SGD with .*momentun"),
         ("adamw", {"amsgrad": True}, ValueError, "such as AdamW"),
-        ("LBFGS", None, ValueError, "once per gradient"),
+        ("LBFGS", None, ValueError, "one step per dense gradient"),
+        ("SparseAdam", None, ValueError, "one step per dense gradient"),
     ],
 )
 def test_classes_that_are_none(
@@ -179,3 +180,16 @@ def test_rows_where_they_do_not_apply_are_refused_if_asked_for(make_trainer: Mak
     with pytest.raises(ValueError, match="sparse_embeddings is true, but the input embedding is tied to the head"):
         make_trainer(sparse_embeddings=True)
     assert len(make_trainer().optimizers) == 1
+
+
+def test_tensors_of_a_kind_of_their_own_resume_too(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="8-bit optimizers are torchao's")
+    choice: dict[str, Any] = {"optimizer": "torchao.optim.AdamW8bit"}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **choice)
+    whole.train()
+    make_trainer(save_steps=4, **choice).train()
+    rest = make_trainer(
+        output_dir=str(tmp_path / "rest"), resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"), **choice
+    )
+    rest.train()
+    assert_same(weights(whole), weights(rest))

@@ -86,6 +86,13 @@ def test_a_run_resumed_elsewhere_takes_its_log_along(make_trainer: MakeTrainer, 
     assert kept == [record for record in whole.log.having("loss") if record["step"] <= 4]
 
 
+def test_a_checkpoint_may_have_been_copied_to_another_name(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    make_trainer(save_steps=2).train()
+    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "kept")
+    rest = make_trainer(output_dir=str(tmp_path / "rest"), resume_from_checkpoint=str(tmp_path / "kept"))
+    assert rest.train().checkpoint == str(tmp_path / "rest" / "checkpoint-6")
+
+
 def test_the_config_is_kept_beside_the_results(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     assert parse_config([str(trainer.config_file)]) == trainer.config

@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
+
+from fastft.trainer.evaluation.watched import NUMBERS
 
 GREATER = ("probability", "emitted", "precision")  # of these numbers more is better
 
@@ -24,23 +27,26 @@ class Best:
             if "eval_loss" in record or "error_rate" in record:
                 evaluations.setdefault(record["step"], {}).update(record)
         for step, evaluation in sorted(evaluations.items()):
-            self.judge(step, evaluation)
+            with suppress(ValueError):  # of before a resume, with other settings or cut by a crash
+                self.judge(step, evaluation)
 
     @property
     def exhausted(self) -> bool:
         return self.patience is not None and self.waited >= self.patience
 
     def judge(self, step: int, evaluation: Mapping[str, Any]) -> bool:
-        """Take note of an evaluation; whether it is the best so far.
+        """Take note of an evaluation; whether it is the best so far. One in which a watched token lacks the number, as
+        it does the precision where it is never emitted, is not.
 
         Raises:
             ValueError: it does not have the number; the message lists those it has.
         """
         numbers = dict(flat(evaluation))
-        if self.metric not in numbers:
+        of_tokens = {f"tokens.{token}.{name}" for token in evaluation.get("tokens", ()) for name in NUMBERS}
+        if self.metric not in numbers.keys() | of_tokens:
             known = ", ".join(name for name in numbers if name != "step")
             raise ValueError(f"metric_for_best_model is {self.metric!r}; an evaluation of this run tells {known}")
-        value = numbers[self.metric]
+        value = numbers.get(self.metric, math.nan)
         sign = -1.0 if self.metric.rpartition(".")[2] in GREATER else 1.0
         better = not math.isnan(value) and (self.value is None or sign * value < sign * self.value)
         if better:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastft.hf.lazy_logits import LazyLogits, linear
 
+NUMBERS = ("nll", "rank", "probability", "emitted", "precision")  # that `Watched.result` may leave out
 CHUNK_BYTES = 64 << 20  # of fp32 logits that are made at a time
 
 

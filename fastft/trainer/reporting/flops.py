@@ -208,7 +208,7 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype) -> float:
 
 @cache
 def _rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
-    n = 8192 if device.type == "cuda" else 1024
+    n = 4096 if device.type == "cuda" else 1024
     a, b = (torch.full((n, n), 1 / n, dtype=dtype, device=device) for _ in range(2))
     best, began = math.inf, time.perf_counter()
     with torch.no_grad(), torch.autocast(device.type, enabled=False):

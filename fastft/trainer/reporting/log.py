@@ -25,7 +25,7 @@ class RunLog:
 
     def __init__(self, output_dir: Path, step: int, before: Path | None = None, *, writes: bool = True) -> None:
         self.path, self._writes = output_dir / LOG, writes
-        known = _read((before or output_dir) / LOG) if step else []
+        known = read_log(before or output_dir) if step else []
         self.records = [record for record in known if record["step"] <= step]
         if not writes:
             return
@@ -35,7 +35,7 @@ class RunLog:
         draft.replace(self.path)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append one record, on disk when this returns."""
+        """Append one record; a process that is killed after this leaves it."""
         self.records.append(record)
         if not self._writes:
             return
@@ -51,9 +51,9 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Whole records; a last line cut by a crash is left out."""
-    records = []
+def read_log(output_dir: Path) -> list[dict[str, Any]]:
+    """Whole records of a run's log; a last line cut by a crash is left out."""
+    records, path = [], output_dir / LOG
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             records.append(json.loads(line))

@@ -10,7 +10,7 @@ from fastft.data import Corpus
 from fastft.trainer.device import describe
 from fastft.trainer.given import data_of
 from fastft.trainer.reporting.measure import HeadCost
-from fastft.trainer.saving.checkpoint import write_json
+from fastft.trainer.saving.checkpoint import step_of, write_json
 from fastft.trainer.setup import Setup
 
 REPORT = "report.json"
@@ -100,7 +100,7 @@ class Report:
 def summarize(run: Setup, peak_memory_bytes: int, interrupted_by: str | None) -> Report:
     """The report of a run as it stands, from its counters and its log."""
     config, total, losses = run.config, run.state.total, run.log.having("loss")
-    end = run.best.step if config.load_best_model_at_end and not interrupted_by else None
+    end = None if run.saved is None or interrupted_by else step_of(run.saved)  # that of the best, if it was restored
     first, last = _first_and_last(run.log.having("eval_loss"), end)
     train, held_out = [task.train for task in run.tasks], [task.eval for task in run.tasks if task.eval]
     worse, better = _first_and_last(run.log.having("error_rate"), end)

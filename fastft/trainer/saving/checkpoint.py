@@ -2,7 +2,8 @@
 
     model.safetensors, config.json, ...     the model, loads in plain transformers
     tokenizer.json, ...                     its tokenizer
-    optimizer.safetensors                   "<parameter>/<state>" tensors; no pickle. Of a sharded run: optimizer/
+    optimizer.safetensors                   "<parameter>/<state>" tensors. Of a sharded run: optimizer/, safetensors as
+                                            well; with tensors of a kind of its own: optimizer.pt, read as weights only
     trainer_state.json                      step, counters, config, fingerprint of the data
     manifest.json                           size and SHA-256 of each of the above
 
@@ -25,11 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastft.trainer.adapt import save_model
+from fastft.trainer.adapt import is_adapted, save_model
 from fastft.trainer.distributed import World
 from fastft.trainer.saving.shards import gathered, is_sharded, load_shards, save_shards, spread
 
 STATE, OPTIMIZER, MANIFEST = "trainer_state.json", "optimizer.safetensors", "manifest.json"
+OTHER_TENSORS = "optimizer.pt"  # in place of the file, where an optimizer has tensors of a kind of its own
 SHARDS = "optimizer"  # in place of the file, where several processes hold the state
 
 
@@ -78,7 +80,7 @@ def save(
             save_model(model, draft, learners, **whole)
             tokenizer.save_pretrained(draft)
             if optimizers and not sharded:
-                save_file(tensors, draft / OPTIMIZER)
+                _save_tensors(tensors, draft)
             write_json(draft / STATE, {"step": step, **state})
             write_json(draft / MANIFEST, {file: _facts(draft / file) for file in _files(draft)})
             for file in (*_files(draft), "."):
@@ -100,7 +102,9 @@ def check_space(output_dir: Path, model: nn.Module, learners: Iterable[nn.Parame
     Raises:
         OSError: with the room there is and what is wanted.
     """
-    wanted = sum(p.numel() * p.element_size() for p in model.parameters())
+    learners = list(learners)
+    kept = learners if is_adapted(model) else model.parameters()
+    wanted = sum(p.numel() * p.element_size() for p in kept)
     wanted += sum(2 * p.numel() * p.element_size() for p in learners) if optimizer else 0
     free = shutil.disk_usage(output_dir).free
     if free < wanted:
@@ -118,7 +122,9 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    """By its name, or, where it was copied to another one, by what is in it."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number if number.isdecimal() else json.loads((checkpoint / STATE).read_text())["step"])
 
 
 def remove(checkpoint: Path) -> None:
@@ -181,6 +187,8 @@ def load_optimizers(checkpoint: Path, model: nn.Module, optimizers: Sequence[Opt
         tensors = load_shards(checkpoint / SHARDS, parameters)
     elif (checkpoint / OPTIMIZER).is_file():
         tensors = load_file(checkpoint / OPTIMIZER)
+    elif (checkpoint / OTHER_TENSORS).is_file():
+        tensors = torch.load(checkpoint / OTHER_TENSORS, map_location="cpu", weights_only=True)
     else:
         raise ValueError(
             f"{checkpoint} holds the model without the optimizer (save_only_model): it cannot be resumed. "
@@ -197,6 +205,14 @@ def load_optimizers(checkpoint: Path, model: nn.Module, optimizers: Sequence[Opt
     for order, optimizer in zip(orders, optimizers, strict=True):
         state = {place: saved[name] for place, name in enumerate(order) if name in saved}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    """safetensors know plain tensors; 8-bit ones of torchao go where torch reads them as weights only."""
+    if all(type(tensor) is Tensor for tensor in tensors.values()):
+        save_file(tensors, folder / OPTIMIZER)
+    else:
+        torch.save(tensors, folder / OTHER_TENSORS)
 
 
 def _order(model: nn.Module, optimizer: Optimizer) -> list[str]:

@@ -29,7 +29,9 @@ from fastft.trainer.adapt import (
     row_ids,
 )
 from fastft.trainer.config import FIELDS, TrainConfig, unknown_key
+from fastft.trainer.evaluation.best import Best
 from fastft.trainer.given import given_tasks, model_class
+from fastft.trainer.reporting.log import read_log
 from fastft.trainer.reporting.progress import say
 from fastft.trainer.saving.card import Exported, model_card
 from fastft.trainer.saving.checkpoint import DamagedCheckpoint, checkpoints, fsync, read_state
@@ -114,7 +116,8 @@ def export(checkpoint: Path, output: Path, *, dtype: str = "float32", adapter: b
 
 
 def read_source(folder: Path) -> Source:
-    """The newest whole checkpoint of an output_dir, or the one that the folder is, checked file by file.
+    """The checkpoint that the folder is, or of an output_dir the newest whole one, or the best where the run ended with
+    that (`load_best_model_at_end`); checked file by file.
 
     Raises:
         FileNotFoundError: no such folder, or no checkpoint in it.
@@ -133,8 +136,19 @@ def read_source(folder: Path) -> Source:
             reasons.append(str(error))
             continue
         config = _config(checkpoint, state)
+        best = _best_of(folder, config)
+        if checkpoint not in (folder, best) and best in found:
+            return read_source(best)
         return Source(checkpoint, state, config, model_class(given_tasks(config)))
     raise DamagedCheckpoint("; ".join(reasons))
+
+
+def _best_of(folder: Path, config: TrainConfig) -> Path:
+    """The checkpoint of a run's best evaluation, if it ended with that; else the folder itself."""
+    if not config.load_best_model_at_end:
+        return folder
+    best = Best(config.metric_for_best_model, None, read_log(folder)).step
+    return folder if best is None else folder / f"checkpoint-{best}"
 
 
 def rebuild(source: Source) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from fastft.trainer.tasks import fingerprint
 
 
 def keep(run: Setup) -> None:
-    """Write checkpoint-<step>, then drop the oldest beyond `save_total_limit`, the best one excepted."""
+    """Write checkpoint-<step>, then `prune`."""
     config = run.config
     facts = {
         **run.state.to_json(),
@@ -31,24 +31,31 @@ def keep(run: Setup) -> None:
         run.saved = save(
             run.output_dir, run.state.step, run.model, run.tokenizer, optimizers, facts, run.world, learners
         )
-        if run.world.leads:
-            for old in checkpoints(run.output_dir)[: -(config.save_total_limit or 10**9)]:
-                if not (config.load_best_model_at_end and step_of(old) == run.best.step):
-                    remove(old)
+        prune(run)
     run.progress.say(f"step {run.state.step}: saved {run.saved} ({subtask.seconds:.1f} s)")
 
 
+def prune(run: Setup) -> None:
+    """Drop the oldest checkpoints beyond `save_total_limit`; not that of the best evaluation, if that is to be kept."""
+    config = run.config
+    if run.world.leads:
+        for old in checkpoints(run.output_dir)[: -(config.save_total_limit or 10**9)]:
+            if not (config.load_best_model_at_end and step_of(old) == run.best.step):
+                remove(old)
+
+
 def best_checkpoint(run: Setup) -> Path | None:
-    """That of the best evaluation, if it was kept."""
-    if run.best.step is None:
-        return None
-    found = run.output_dir / f"checkpoint-{run.best.step}"
-    return found if found.is_dir() else None
+    """That of the best evaluation, if it was kept: here, or where the run was resumed from."""
+    before = [run.start.checkpoint.parent] if run.start.checkpoint else []
+    found = (folder / f"checkpoint-{run.best.step}" for folder in (run.output_dir, *before))
+    return next((path for path in found if path.is_dir()), None)
 
 
 def restore_best(run: Setup) -> None:
     """Give the model the weights of its best evaluation, and make that checkpoint the run's."""
     found = best_checkpoint(run)
+    if found is None and run.best.step is not None:
+        run.progress.say(f"the best evaluation was that of step {run.best.step}, of which no checkpoint was kept")
     if found is None or found == run.saved:
         return
     if run.config.lora is not None:

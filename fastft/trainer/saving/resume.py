@@ -17,7 +17,7 @@ FIXED = (
     "seed", "tasks", "task_schedule", "mlm_probability", "mask_replace_prob", "random_replace_prob",
     "mlm_masking", "mlm_span_length", "mlm_weight", "nsp_probability", "noise_density", "mean_noise_span_length",
     "sentinel", "ul2_weights", "ul2_mode_tokens", "new_tokens", "train_rows", "lora", "freeze", "unfreeze", "optimizer",
-    "optimizer_args", "sparse_embeddings",
+    "optimizer_args", "sparse_embeddings", "dropout",
 )  # fmt: skip
 # Length of a row: fixed only where samples share rows.
 OF_ROWS = ("max_length",)
@@ -25,7 +25,7 @@ OF_ROWS = ("max_length",)
 # those behind the checkpoint's step may change.
 OF_LEARNING = (
     "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1",
-    "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "mlm_eval_probability", "stages", "param_groups", "dropout",
+    "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "mlm_eval_probability", "stages", "param_groups",
     "neftune_noise_alpha", "label_smoothing_factor", "on_bad_step", "spike_factor", "metric_for_best_model",
     "early_stopping_patience",
 )  # fmt: skip
