@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 if find_spec("fastft._cuda") is None:
-    raise ImportError("fastft was installed without CUDA kernels; build it where nvcc is: pip install --no-binary fastft fastft")
+    raise ImportError(
+        "fastft was installed without CUDA kernels; build it where nvcc is: pip install --no-binary fastft fastft"
+    )
 
 from fastft import _cuda
 from fastft.kernels.cuda.tuning import Device
