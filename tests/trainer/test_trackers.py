@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from fastft.trainer.reporting.trackers import TENSORBOARD, Trackers, markdown, scalars
 
@@ -68,7 +69,9 @@ def test_a_resumed_run_supersedes_what_came_after_its_checkpoint(tmp_path: Path)
     assert found == [(s, s + 400.0 * (s > 4)) for s in range(1, 10)]
 
 
-def test_a_new_run_supersedes_another_of_the_same_folder(tmp_path: Path) -> None:
+def test_a_new_run_supersedes_another_of_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one second are read in the order of their numbers as text: 10 before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     for loss in (1.0, 2.0):
         trackers = Trackers(["tensorboard"], tmp_path, CONFIG)
         trackers.log({"step": 0, "loss": loss})

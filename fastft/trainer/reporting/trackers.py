@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -113,6 +114,7 @@ class TensorBoard:
     def __init__(self, library: Any, output_dir: Path, run: str, config: Mapping[str, Any], resumed_step: int) -> None:
         torch_side = optional("torch.utils.tensorboard", "report_to: tensorboard")
         first = resumed_step + 1 if resumed_step else 0
+        _after_other_files(output_dir / TENSORBOARD)
         self._writer = torch_side.SummaryWriter(str(output_dir / TENSORBOARD), purge_step=first)
         self._writer.add_text("config", markdown({"config": json.dumps(dict(config), indent=1)}), first)
 
@@ -176,6 +178,14 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _after_other_files(folder: Path) -> None:
+    """Wait until a new event file comes last. They are read by name, which begins with the second of their making; of
+    one second, number 10 of a process would come before number 9. Never longer than that second, whatever the clock."""
+    seconds = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+    newest = max((int(second) for second in seconds if second.isdecimal()), default=0)
+    time.sleep(min(1.0, max(0.0, newest + 1 - time.time())))
 
 
 KINDS: dict[str, Callable[..., Any]] = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
