@@ -1,6 +1,6 @@
 """transformers.Trainer with a masked model: one argument makes its loss fused, and exact under accumulation.
 
-By itself Trainer averages BERT's loss over micro-batches, whatever their numbers of labels; `trainer_loss` divides by
+By itself Trainer adds up the means of BERT's micro-batches, whatever their numbers of labels; `trainer_loss` divides by
 the labels of the window. What it is compared with has the same sum, over the model's full logits.
 """
 

@@ -80,6 +80,13 @@ def layer_kinds(config: Any) -> set[str]:
     return set(getattr(config, "layer_types", None) or ())
 
 
+def experts(config: Any) -> int:
+    """How many experts share the tokens of a layer; 0 where each token passes through all of a model."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    found = next((count for name in names if (count := getattr(config, name, None))), 0)
+    return int(max(found) if isinstance(found, list | tuple) else found)
+
+
 def bare(model: Any) -> Any:
     """The model itself, out of DistributedDataParallel, torch.compile and PEFT, whose `forward` hides what it takes."""
     while isinstance(model, torch.nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):

@@ -1,7 +1,7 @@
 """New tokens for a tokenizer and its model, their rows made from rows that are trained: per table, by id."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -51,25 +51,12 @@ def add_tokens(
     owner = owner_of(model)
     sizes = [len(table.weight) for table in tables_of(model)]
     known = tokenizer.get_vocab()
-    if not tokens:
-        raise ValueError('tokens is empty; expected {"<token>": source}, where source is one of ' + SOURCES)
-    for token in tokens:
-        if not token.strip():
-            raise ValueError(f"tokens has {token!r}; a token needs a visible character")
-        if token in known:
-            raise ValueError(
-                f"token {token!r} is in the tokenizer already (id {known[token]}): leave it out of tokens; "
-                f"TrainableRows(model, [{known[token]}]) trains its row"
-            )
-    recipes = [list(parts(source, tokenizer, known)) for source in tokens.values()]
+    recipes = recipes_of(tokens, tokenizer, known)
     rowless = [i for recipe in recipes for _, _, ids in recipe for i in ids if i >= min(sizes)]
     if rowless:
         raise ValueError(f"token id {rowless[0]} has no row in a table of {min(sizes)}: resize the model first")
 
-    added = tokenizer.add_tokens(list(tokens), special_tokens=True)
-    new: list[int] = tokenizer.convert_tokens_to_ids(list(tokens))
-    if added != len(tokens) or len(set(new)) != len(new):
-        raise ValueError(f"the tokenizer took {added} of {len(tokens)} tokens, ids {new}: it maps some to one another")
+    new = enroll(tokens, tokenizer)
     if max(new) >= min(sizes):
         wanted = max(max(new) + 1, *sizes)
         owner.resize_token_embeddings(wanted, pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False)
@@ -77,6 +64,60 @@ def add_tokens(
     for values, size in zip(arrays(owner), [*sizes, sizes[-1]], strict=False):
         write(values, size, new, recipes, sorted({i for i in known.values() if i < size}), generator)
     return new
+
+
+def recipes_of(tokens: Mapping[str, str], tokenizer: Any, known: Mapping[str, int]) -> list[list[Part]]:
+    """What each new token's row is the weighted sum of.
+
+    known: the tokenizer's vocabulary.
+
+    Raises:
+        ValueError: no token, one without a visible character or that is there already, a source that cannot be meant.
+    """
+    if not tokens:
+        raise ValueError('tokens is empty; expected {"<token>": source}, where source is one of ' + SOURCES)
+    recipes = []
+    for token, source in tokens.items():
+        if not token.strip():
+            raise ValueError(f"{token!r} is no token; it needs a visible character")
+        if token in known:
+            raise ValueError(
+                f"{token!r} is in the tokenizer already (id {known[token]}): leave it out; its row alone is trained by "
+                f"TrainableRows(model, [{known[token]}]), in a run by train_rows: [{token!r}]"
+            )
+        try:
+            recipes.append(list(parts(source, tokenizer, known)))
+        except ValueError as error:
+            raise ValueError(f"{token!r}: {error}") from error
+    return recipes
+
+
+def enroll(tokens: Iterable[str], tokenizer: Any) -> list[int]:
+    """Give a tokenizer new special tokens; their ids, in order.
+
+    Raises:
+        ValueError: it maps some of them to one another.
+    """
+    names = list(tokens)
+    added = tokenizer.add_tokens(names, special_tokens=True)
+    new: list[int] = tokenizer.convert_tokens_to_ids(names)
+    if added != len(names) or len(set(new)) != len(new):
+        raise ValueError(f"the tokenizer took {added} of {names}, as ids {new}: it maps some to one another")
+    return new
+
+
+def token_id(name: str, tokenizer: Any, known: Mapping[str, int], hint: str) -> int:
+    """The id of a token, by its name in the vocabulary `known`, or else as text.
+
+    Raises:
+        ValueError: it is several, then what they are and the hint are said, or none.
+    """
+    if name in known:
+        return known[name]
+    ids = split(name, tokenizer)
+    if len(ids) != 1:
+        raise ValueError(f"{name!r} is {tokenizer.convert_ids_to_tokens(ids)}, not one token; {hint}")
+    return ids[0]
 
 
 def arrays(owner: Any) -> Iterator[Tensor]:
@@ -123,9 +164,9 @@ def parts(source: str, tokenizer: Any, known: Mapping[str, int]) -> Iterator[Par
     elif source == "random":
         yield from ((1.0, "mean", []), (1.0, "noise", []))
     elif kind == "copy" and argument:
-        yield 1.0, "rows", [single(argument, tokenizer, known)]
+        yield 1.0, "rows", [token_id(argument, tokenizer, known, f"'text:{argument}' averages them")]
     elif kind == "text" and argument:
-        yield 1.0, "rows", split(argument, tokenizer, source)
+        yield 1.0, "rows", split(argument, tokenizer)
     elif kind == "mix" and re.match(TERM, argument):
         for term in re.split(rf"\+(?={TERM})", argument):
             weight, _, inner = term.partition("*")
@@ -134,19 +175,8 @@ def parts(source: str, tokenizer: Any, known: Mapping[str, int]) -> Iterator[Par
         raise ValueError(f"source {source!r} is unknown; expected one of {SOURCES}")
 
 
-def single(token: str, tokenizer: Any, known: Mapping[str, int]) -> int:
-    """The id of a token, by its name in the vocabulary or as text."""
-    if token in known:
-        return known[token]
-    ids = split(token, tokenizer, f"copy:{token}")
-    if len(ids) != 1:
-        pieces = tokenizer.convert_ids_to_tokens(ids)
-        raise ValueError(f"source 'copy:{token}': {token!r} is {pieces}, not one token; 'text:{token}' averages them")
-    return ids[0]
-
-
-def split(text: str, tokenizer: Any, source: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+def split(text: str, tokenizer: Any) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
     if not ids or tokenizer.unk_token_id in ids:
-        raise ValueError(f"source {source!r}: the tokenizer has no tokens for {text!r}, or not for all of it")
+        raise ValueError(f"the tokenizer has no tokens for {text!r}, or not for all of it")
     return ids

@@ -28,7 +28,8 @@ def trainer_loss(
     `num_items` is the number of labels in the whole accumulation window and on all ranks, which Trainer counts: any
     split of a window into micro-batches gives the same gradient. Without it (outside Trainer) the loss is the mean.
     No supervised token gives 0. transformers itself has this for models whose forward takes `num_items_in_batch`;
-    BERT, RoBERTa, DistilBERT, T5, BART and others, it averages over micro-batches of unequal numbers of labels.
+    of BERT, RoBERTa, DistilBERT, T5, BART and others it adds up the means of the micro-batches, so that accumulation
+    multiplies loss and gradient by their number.
 
     Args:
         model: as for `patch`, which it gets here if it has not yet.

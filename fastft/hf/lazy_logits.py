@@ -276,6 +276,18 @@ def fastft_cross_entropy(
     return z._loss(target, weight=weight, **options) if isinstance(z, LazyLogits) else NotImplemented
 
 
+def logit_rows(logits: Tensor, index: Tensor) -> Tensor:
+    """`logits[index]`, (m, V), of logits (N, V); of lazy logits no other rows are made, and those are not kept."""
+    rows = logits[index]
+    if not isinstance(rows, LazyLogits):
+        return rows
+    rows._check_unchanged()
+    terms = rows._terms  # reading `rows` would run the whole head before it takes these
+    z = linear(terms.hidden, terms.weight, terms.bias, terms.autocast)
+    z = z if terms.scale == 1.0 else z * terms.scale
+    return z if terms.amplitude is None else terms.amplitude * torch.tanh(z)
+
+
 LOSSES: dict[Any, Callable[..., Any]] = {F.cross_entropy: torch_cross_entropy, cross_entropy: fastft_cross_entropy}
 
 ATTRIBUTES = (

@@ -1,5 +1,6 @@
 """Norms and clipping over dense gradients and row gradients together."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -25,20 +26,19 @@ def clip_grad_norm_(
     Returns:
         The total norm before clipping, a scalar.
     """
-    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    values = []
-    for p in parameters:
+    dense, values, rows = list[Tensor](), list[Tensor](), list[Tensor]()
+    for p in [parameters] if isinstance(parameters, Tensor) else parameters:
         if p.grad is not None and p.grad.is_sparse:
             p.grad = coalesced(p.grad)
-            values.append(p.grad._values())
+            rows.append(p.grad._values())
         elif p.grad is not None:
+            dense.append(p)
             values.append(p.grad)
-    if not values:
-        return torch.tensor(0.0)
-    total = torch.nn.utils.get_total_norm(values, norm_type)
+    total = torch.nn.utils.get_total_norm([*values, *rows], norm_type)
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError(f"the norm of the gradients is {float(total)}: they were not clipped")
-    coefficient = (max_norm / (total + 1e-6)).clamp(max=1.0)
-    for value in values:
-        value.mul_(coefficient.to(value.device, value.dtype))
+    if max_norm < math.inf:
+        torch.nn.utils.clip_grads_with_norm_(dense, max_norm, total)
+        for grad in rows:
+            grad.mul_((max_norm / (total + 1e-6)).clamp(max=1.0).to(grad.device, grad.dtype))
     return total

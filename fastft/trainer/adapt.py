@@ -2,22 +2,19 @@
 
 import copy
 import inspect
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastft.dispatch import optional
 from fastft.embedding import TrainableRows, add_tokens
 from fastft.embedding.model import ROWS
-from fastft.embedding.tokens import parts
+from fastft.embedding.tokens import enroll, recipes_of, token_id
 from fastft.hf.pretrained import load_outline
 from fastft.trainer.config import TrainConfig, unknown_key
 
@@ -41,22 +38,12 @@ def extended(tokenizer: Any, new_tokens: Mapping[str, str] | None) -> Any:
     """
     if not new_tokens:
         return tokenizer
-    known = tokenizer.get_vocab()
-    for token, source in new_tokens.items():
-        if token in known:
-            raise ValueError(
-                f"new_tokens: the tokenizer has {token!r} already (id {known[token]}): leave it out; "
-                f"train_rows: [{token!r}] trains its row alone"
-            )
-        if not token.strip():
-            raise ValueError(f"new_tokens has {token!r}; a token needs a visible character")
-        try:
-            list(parts(source, tokenizer, known))
-        except ValueError as error:
-            raise ValueError(f"new_tokens: {token!r}: {error}") from error
     made = copy.deepcopy(tokenizer)
-    if made.add_tokens(list(new_tokens), special_tokens=True) != len(new_tokens):
-        raise ValueError(f"new_tokens: the tokenizer maps some of {', '.join(map(repr, new_tokens))} to one another")
+    try:
+        recipes_of(new_tokens, tokenizer, tokenizer.get_vocab())
+        enroll(new_tokens, made)
+    except ValueError as error:
+        raise ValueError(f"new_tokens: {error}") from error
     return made
 
 
@@ -104,19 +91,11 @@ def row_ids(tokenizer: Any, config: TrainConfig) -> list[int]:
         elif name == NEW:
             raise ValueError(f"train_rows has {NEW!r}, which stands for all of new_tokens, and new_tokens is not given")
         else:
-            ids[_single(name, tokenizer, known)] = None
+            try:
+                ids[token_id(name, tokenizer, known, "new_tokens makes it one")] = None
+            except ValueError as error:
+                raise ValueError(f"train_rows: {error}") from error
     return list(ids)
-
-
-def _single(name: str, tokenizer: Any, known: Mapping[str, int]) -> int:
-    """A token by its name in the vocabulary, or as text."""
-    if name in known:
-        return known[name]
-    found = tokenizer(name, add_special_tokens=False)["input_ids"] if name else []
-    if len(found) != 1 or found[0] == tokenizer.unk_token_id:
-        pieces = tokenizer.convert_ids_to_tokens(found)
-        raise ValueError(f"train_rows: {name!r} is {pieces}, not one token; new_tokens makes it one")
-    return int(found[0])
 
 
 def adapt(model: Any, tokenizer: Any, config: TrainConfig, resumed: bool) -> tuple[Any, TrainableRows | None]:
@@ -213,21 +192,20 @@ def save_model(
 
     Raises:
         ValueError: a name that is no parameter's.
-        OSError: it cannot be written (disk full, no permission).
+        OSError, SafetensorError: it cannot be written; see `failed_writes`.
     """
-    with failed_writes():
-        if not is_adapted(model):
-            model.save_pretrained(folder, state_dict=state_dict)
-            return
-        parameters, wanted = dict(model.named_parameters()), set(also)
-        if unknown := sorted(wanted - parameters.keys()):
-            raise ValueError(f"the model has no parameter {unknown[0]!r}, which was to be saved")
-        wanted |= {name for name, parameter in parameters.items() if _learns(name, parameter)}
-        # Without embeddings, or PEFT asks the hub about the vocabulary. Its state_dict() flushes row optimizers.
-        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state_dict)
-        values = {**parameters, **(state_dict or {})}
-        tensors = {name: values[name].detach().cpu().contiguous() for name in sorted(wanted)}
-        save_file(tensors, folder / TRAINED, metadata={"format": "pt"})
+    if not is_adapted(model):
+        model.save_pretrained(folder, state_dict=state_dict)
+        return
+    parameters, wanted = dict(model.named_parameters()), set(also)
+    if unknown := sorted(wanted - parameters.keys()):
+        raise ValueError(f"the model has no parameter {unknown[0]!r}, which was to be saved")
+    wanted |= {name for name, parameter in parameters.items() if _learns(name, parameter)}
+    # Without embeddings, or PEFT asks the hub about the vocabulary. Its state_dict() flushes row optimizers.
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=state_dict)
+    values = {**parameters, **(state_dict or {})}
+    tensors = {name: values[name].detach().cpu().contiguous() for name in sorted(wanted)}
+    save_file(tensors, folder / TRAINED, metadata={"format": "pt"})
 
 
 def load_trained(model: Any, folder: Path) -> None:
@@ -261,15 +239,3 @@ def load_trained(model: Any, folder: Path) -> None:
 
 def _learns(name: str, parameter: nn.Parameter) -> bool:
     return parameter.requires_grad or OF_ADAPTER.search(name) is not None
-
-
-@contextmanager
-def failed_writes() -> Iterator[None]:
-    """What safetensors says of a full disk, as the OSError that it is."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

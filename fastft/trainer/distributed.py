@@ -48,7 +48,7 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        return (self.size == 1 and flag) or bool(self.sum(torch.tensor([float(flag)])).item() > 0)
+        return bool(self.sum(torch.tensor([float(flag)])).item() > 0)
 
     def share(self, value: T) -> T:
         """What the leading process has, for all."""
@@ -90,8 +90,8 @@ def replicated(model: nn.Module, device: torch.device, *, unused: bool) -> nn.Mo
     return replica
 
 
-def sharded(model: Any, device: torch.device, *, bf16: bool) -> Any:
-    """Parameters, gradients and optimizer state spread over all processes (FSDP2), block by block.
+def shard(model: Any, device: torch.device, *, bf16: bool) -> None:
+    """Spread parameters, gradients and optimizer state over all processes (FSDP2), block by block.
 
     Raises:
         ValueError: the model does not say what its blocks are.
@@ -108,7 +108,6 @@ def sharded(model: Any, device: torch.device, *, bf16: bool) -> Any:
         fully_shard(module, mesh=mesh, mp_policy=policy)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
-    return model
 
 
 def _uses(model: nn.Module) -> Counter[nn.Parameter]:
@@ -136,12 +135,6 @@ def quiet(model: Any, last: bool) -> AbstractContextManager[Any]:
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     return nullcontext()
-
-
-def has_experts(model: Any) -> bool:
-    """Whether each token passes through some of the parameters only, so that a step may leave some without gradient."""
-    config = model.config.get_text_config()
-    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def lost_the_others(error: RuntimeError) -> bool:

@@ -6,6 +6,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from fastft.trainer.reporting.trackers import KINDS
+
 TYPE_WORDS: Mapping[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -14,8 +16,6 @@ TYPE_WORDS: Mapping[Any, str] = {
     type(None): "null",
     Any: "anything",
 }
-
-TRACKERS = ("tensorboard", "trackio", "wandb")
 
 RANGES: tuple[tuple[str, str, Any], ...] = (
     (
@@ -58,7 +58,7 @@ RANGES: tuple[tuple[str, str, Any], ...] = (
         lambda value: 0 <= value < math.inf,
     ),
     ("spike_factor", "a finite number > 1", lambda value: 1 < value < math.inf),
-    ("report_to", f"a list of {', '.join(TRACKERS)}", lambda value: set(value) <= set(TRACKERS)),
+    ("report_to", f"a list of {', '.join(KINDS)}", lambda value: set(value) <= set(KINDS)),
 )
 
 OTHER_NAMES: Mapping[str, str] = {

@@ -24,13 +24,9 @@ def totals(batches: Iterable[Batch]) -> dict[str, float]:
     return sums
 
 
-def batch_losses(model: Any, batch: Batch, items: Mapping[str, float], label_smoothing: float = 0.0) -> Losses:
-    """sum w nll / items of each output over one batch, patched or not."""
-    return losses_of(forward(model, batch), batch, items, label_smoothing)
-
-
 def losses_of(outputs: Any, batch: Batch, items: Mapping[str, float], label_smoothing: float = 0.0) -> Losses:
-    """`batch_losses` of what the model made of the batch. Labels of the first output, tokens, are smoothed."""
+    """sum w nll / items of each output of a model, patched or not, over one batch. Labels of the first output, tokens,
+    are smoothed."""
     losses = {}
     for number, target in enumerate(batch.targets):
         logits = getattr(outputs, target.output)
@@ -79,7 +75,8 @@ def window_gradient(
             torch.manual_seed(seeds[number])
         with quiet(model, last and number == len(batches) - 1):
             with autocast:
-                losses = batch_losses(model, batch.to(device), items, label_smoothing)
+                batch = batch.to(device)
+                losses = losses_of(forward(model, batch), batch, items, label_smoothing)
             scales = {target.output: target.scale for target in batch.targets}
             share = torch.stack([loss * scales[output] for output, loss in losses.items()]).sum()
             (share * scale if scale != 1.0 else share).backward()  # type: ignore[no-untyped-call]

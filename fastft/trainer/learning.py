@@ -54,7 +54,6 @@ class Learning:
                 "unfreeze: {0: [...]}"
             )
         self._parameters = list(names)
-        self.boundaries = sorted(set(self._since.values()))
 
     def apply(self, step: int) -> bool:
         """Set `requires_grad` as it is at a step; whether that changed anything."""

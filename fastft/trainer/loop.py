@@ -129,15 +129,16 @@ class Trainer(Setup):
             self.engine, share.batches, self.device, self.autocast, share.turn.weight, items=items, last=last,
             seeds=share.seeds(config.seed, self.state.step), label_smoothing=config.label_smoothing_factor,
         )  # fmt: skip
+        own_losses = torch.stack([*parts.values(), *found]).double().cpu()
         losses = torch.zeros(len(share.rows), dtype=torch.float64)
-        losses[share.places] = found[: len(share.places)].double().cpu()
+        losses[share.places] = own_losses[len(parts) :][: len(share.places)]
         counts = [
             float(sum(batch.tokens for batch in share.batches)),
             float(sum(batch.targets[0].count for batch in share.batches)),
             self.flops.of(share.batches),
         ]
-        told = torch.tensor([*counts, *(loss.item() for loss in parts.values())], dtype=torch.float64)
-        tokens, supervised, flops, *means = world.sum(torch.cat([told, losses])).tolist()
+        told = torch.cat([torch.tensor(counts, dtype=torch.float64), own_losses[: len(parts)], losses])
+        tokens, supervised, flops, *means = world.sum(told).tolist()
         means, losses = means[: len(parts)], torch.tensor(means[len(parts) :], dtype=torch.float64)
         done.count(int(tokens), int(supervised), losses.sum().item(), next(iter(items.values())))
         done.flops += flops
@@ -149,8 +150,7 @@ class Trainer(Setup):
     def clip(self) -> float:
         """The norm of the whole gradient before it is clipped to `max_grad_norm`."""
         parameters, limit = self.learning.ever(), self.config.max_grad_norm or float("inf")
-        rows = any(p.grad is not None and p.grad.is_sparse for p in parameters)
-        norm: Any = (clip_grad_norm_ if rows else torch.nn.utils.clip_grad_norm_)(parameters, limit)
+        norm: Any = clip_grad_norm_(parameters, limit)
         return float(norm.full_tensor() if self.sharded else norm)
 
     def stopped(self) -> bool:

@@ -68,24 +68,23 @@ def set_rates(optimizers: Sequence[Optimizer], factor: float) -> None:
                 group["lr"] = rate
 
 
-def use_row_updates(model: nn.Module, config: TrainConfig) -> bool:
-    """Put a `SparseEmbedding` in the place of the input embedding where that applies; whether it was done.
+def use_row_updates(model: nn.Module, config: TrainConfig) -> None:
+    """Put a `SparseEmbedding` in the place of the input embedding where that applies.
 
     Raises:
         ValueError: `sparse_embeddings` is true, and it does not; the message says why.
     """
     if config.sparse_embeddings is False:
-        return False
+        return
     owner = owner_of(model)
     reason = _why_dense(owner, config)
     if reason is not None:
         if config.sparse_embeddings:
             raise ValueError(f"sparse_embeddings is true, but {reason}")
-        return False
+        return
     table = owner.get_input_embeddings()
     path = next(path for path, module in owner.named_modules() if module is table)
     owner.set_submodule(path, SparseEmbedding.from_embedding(table))
-    return True
 
 
 def _why_dense(owner: Any, config: TrainConfig) -> str | None:

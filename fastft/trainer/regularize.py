@@ -98,8 +98,3 @@ class Neftune:
         bound = self.alpha / (length * output.shape[-1]) ** 0.5
         noise: Tensor = (2 * torch.rand_like(output) - 1) * bound
         return output + noise.to(output.dtype)
-
-
-def neftune(model: Any, alpha: float) -> Neftune:
-    """Add NEFTune's noise to a model; `.remove()` of what is returned takes it off. See `Neftune`."""
-    return Neftune(model, alpha)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastft.data.attention import experts
 from fastft.data.isolation import check_isolation
 from fastft.hf.patch import patch
 from fastft.hf.pretrained import be_quiet, load_model
@@ -14,7 +15,7 @@ from fastft.trainer.adapt import adapt, load_trained, outlined
 from fastft.trainer.ahead import Ahead
 from fastft.trainer.config import TrainConfig
 from fastft.trainer.device import training_device, use_bf16
-from fastft.trainer.distributed import World, has_experts, replicated, reshard, sharded
+from fastft.trainer.distributed import World, replicated, reshard, shard
 from fastft.trainer.evaluation.best import Best
 from fastft.trainer.evaluation.watched import watched_ids
 from fastft.trainer.given import TWO_HEADS, GivenTask, data_of, given_tasks, model_class
@@ -23,7 +24,7 @@ from fastft.trainer.learning import Learning
 from fastft.trainer.nonfinite import LossWatch
 from fastft.trainer.optimizer import make_optimizers, use_row_updates
 from fastft.trainer.plan import Plan
-from fastft.trainer.regularize import dropout_settings, neftune
+from fastft.trainer.regularize import Neftune, dropout_settings
 from fastft.trainer.reporting.flops import Flops
 from fastft.trainer.reporting.log import RunLog
 from fastft.trainer.reporting.progress import Progress, say
@@ -117,7 +118,7 @@ class Setup:
         model: Any = load_model(
             source, torch.float32, kind, overrides=rates, trust_remote_code=config.trust_remote_code
         )
-        self.model, self.rows = adapt(model, plain, config, resumed)
+        self.model, _ = adapt(model, plain, config, resumed)
         watched = list(config.new_tokens or ()) if config.watch_tokens is None else config.watch_tokens
         self.watched = watched_ids(watched, self.tokenizer)
         if start.checkpoint is not None and not resumed:
@@ -132,14 +133,14 @@ class Setup:
             model.to(self.device)
         use_row_updates(model, config)
         if config.neftune_noise_alpha is not None:
-            neftune(model, config.neftune_noise_alpha)
+            Neftune(model, config.neftune_noise_alpha)
         _fit_out(model, config)
         for task in self.tasks:
             task.objective.prepare(model)
             if task.config.packing:
                 check_isolation(model, task.objective)
         if self.sharded:
-            sharded(model, self.device, bf16=self.bf16)
+            shard(model, self.device, bf16=self.bf16)
         self.learning = Learning(model, config.freeze, config.unfreeze, self.max_steps)
         self.optimizers = make_optimizers(model, config, self.learning.ever())
         if self.world.leads:
@@ -156,7 +157,7 @@ class Setup:
             if self.world.size > 1 and not self.sharded:
                 several = len(self.tasks) > 1 or self.tasks[0].objective.auto_class == TWO_HEADS
                 pooler = self.model.config.model_type == "encoder-decoder"  # of its encoder, which nothing reads
-                unused = several or pooler or has_experts(self.model)
+                unused = bool(several or pooler or experts(self.model.config.get_text_config()))
                 self.engine = replicated(self.model, self.device, unused=unused)
             self.flops.refresh()
 

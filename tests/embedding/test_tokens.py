@@ -133,7 +133,7 @@ WRONG = [
     ({"<a>": "copy:"}, "source 'copy:' is unknown"),
     ({"<a>": "mix:copy:yes"}, "source 'mix:copy:yes' is unknown"),
     ({"<a>": "mix:1*copy:yes+0.5*nought"}, "source 'nought' is unknown"),
-    ({"<a>": "copy:maybe"}, "source 'copy:maybe': the tokenizer has no tokens for 'maybe'"),
+    ({"<a>": "copy:maybe"}, "'<a>': the tokenizer has no tokens for 'maybe'"),
     ({"<a>": "copy:yes no"}, r"'yes no' is \['yes', 'no'\], not one token; 'text:yes no' averages them"),
     ({"<a>": "text:   "}, "the tokenizer has no tokens for '   '"),
     ({"<a>": "mean", "<b>": "text:yes maybe"}, "has no tokens for 'yes maybe', or not for all of it"),

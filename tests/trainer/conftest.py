@@ -188,6 +188,20 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
+def resume_alike(make_trainer: MakeTrainer, tmp_path: Path, stop_at: int, **course: Any) -> Trainer:
+    """A run of its own, and one that is resumed from a checkpoint of another, end with the same bits. The first."""
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **course)
+    make_trainer(save_steps=stop_at, **course).train()
+    checkpoint = str(tmp_path / "run" / f"checkpoint-{stop_at}")
+    rest = make_trainer(output_dir=str(tmp_path / "rest"), resume_from_checkpoint=checkpoint, **course)
+    assert (whole.state.step, rest.state.step) == (0, stop_at)
+    for run in (whole, rest):
+        run.train()
+        run.model.state_dict()  # catches up with every row
+    assert_same(weights(whole), weights(rest))
+    return whole
+
+
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     """Bit for bit."""
     assert one.keys() == other.keys()

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from fastft.trainer.optimizer import make_optimizers
-from fastft.trainer.saving import checkpoint
 from fastft.trainer.saving.checkpoint import DamagedCheckpoint, checkpoints, load_optimizers, read_state, save
+from fastft.trainer.saving.whole import remove
 
 from .conftest import SMALL, MakeTrainer, assert_same, weights
 
@@ -87,7 +87,7 @@ def test_a_failed_save_leaves_the_others_whole_and_no_rest(make_trainer: MakeTra
     for step in (2, 3):
         with pytest.raises(OSError, match="No space left"):
             save(saved.parent, step, make_trainer(output_dir=str(saved.parent / "x")).model, FullDisk(), [], {})
-        checkpoint.remove(saved.parent / "x")
+        remove(saved.parent / "x")
     assert checkpoints(saved.parent) == [saved]
     assert read_state(saved)
     assert json.loads((saved / "manifest.json").read_text()) == before

@@ -54,11 +54,16 @@ def compare(one: Trainer, folder: Path, tolerance: float = 2e-5) -> None:
 def test_two_processes_learn_what_one_does(make_config: MakeConfig, tmp_path: Path, strategy: Any) -> None:
     """With dropout; the epoch's last window has 2 batches of 4 for 2 processes, then 1 for 2."""
     course: dict[str, Any] = {"max_train_samples": 20, "eval_fraction": 0.1, "eval_steps": 2, "weight_decay": 0.1}
+    course["watch_tokens"] = ["<eos>"]
     one = run(make_config(**ONE, **course, output_dir=str(tmp_path / "one")))
     config = make_config(**TWO, **course, distributed=strategy, output_dir=str(tmp_path / "two"))
     run_on(2, member, config, "sharded" if strategy == "fsdp" else None)
     compare(one, tmp_path / "two")
     assert len(logged(tmp_path / "two", "eval_loss")) == 4
+    tokens, others = (logged(tmp_path / folder, "tokens") for folder in ("one", "two"))
+    for mine, theirs in zip(tokens, others, strict=True):
+        assert theirs["<eos>"] == pytest.approx(mine["<eos>"], rel=1e-4)
+        assert mine["<eos>"]["due"] > 0
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "checkpoint-6")
     assert type(saved).__name__ == "LlamaForCausalLM"
     for name, weight in torch.load(tmp_path / "two" / "rank0.pt").items():

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from fastft.trainer import TrainConfig, Trainer
-from fastft.trainer.saving import checkpoint
+from fastft.trainer.saving import checkpoint, whole
 
 from .conftest import MakeConfig
 
@@ -28,7 +28,7 @@ def train(config: TrainConfig, place: str | None = None, turn: int = 0) -> None:
     torch.set_num_threads(1)
     if place is not None:
         counter = itertools.count()
-        owner: Any = {"mkdir": Path, "rename": Path, "rmtree": checkpoint.shutil}.get(place, checkpoint)
+        owner: Any = {"mkdir": Path, "rename": Path, "rmtree": whole.shutil, "fsync": whole}.get(place, checkpoint)
         real = getattr(owner, place)
 
         def deadly(*args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from fastft.trainer.reporting.log import RunLog
+from fastft.trainer.reporting.log import RunLog, numbers
 
 
 def test_records_are_on_disk_at_once_and_read_back(tmp_path: Path) -> None:
@@ -27,3 +27,10 @@ def test_a_new_run_begins_a_new_log(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 0}\n')
     assert RunLog(tmp_path, 0).records == []
     assert (tmp_path / "log.jsonl").read_text() == ""
+
+
+def test_numbers_of_a_record() -> None:
+    record = {"step": 4, "losses": {"a": 2.0, "b.x": 3.0}, "tokens": {"<t>": {"nll": 0.5}}, "note": "text"}
+    assert numbers(record, "/") == {"step": 4.0, "losses/a": 2.0, "losses/b.x": 3.0, "tokens/<t>/nll": 0.5}
+    assert numbers({"generations": [{"origin": 1}], "yes": True, "n": None}, ".") == {}
+    assert numbers({"step": 1, "a": {"step": 3}}, ".") == {"step": 1.0, "a.step": 3.0}

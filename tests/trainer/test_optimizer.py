@@ -10,7 +10,7 @@ from fastft.embedding import SparseEmbedding
 from fastft.optim import SparseAdamW
 from fastft.trainer.optimizer import make_optimizers
 
-from .conftest import MakeConfig, MakeTrainer, assert_same, weights
+from .conftest import MakeConfig, MakeTrainer, resume_alike, weights
 
 
 def optimizers_of(model: nn.Module, config: Any) -> list[torch.optim.Optimizer]:
@@ -114,16 +114,9 @@ def test_any_class_by_name(
 ) -> None:
     """And its state is that of the uninterrupted run after a resume."""
     choice: dict[str, Any] = {"optimizer": name, "optimizer_args": arguments, "learning_rate": 0.01, "adam_beta1": 0.7}
-    whole = make_trainer(output_dir=str(tmp_path / "whole"), **choice)
+    whole = resume_alike(make_trainer, tmp_path, 4, **choice)
     assert type(whole.optimizers[0]) is kind
     assert whole.optimizers[0].defaults.get("betas", (0.7,))[0] == 0.7
-    whole.train()
-    make_trainer(save_steps=4, **choice).train()
-    rest = make_trainer(
-        output_dir=str(tmp_path / "rest"), resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"), **choice
-    )
-    rest.train()
-    assert_same(weights(whole), weights(rest))
 
 
 @pytest.mark.parametrize(
@@ -164,16 +157,7 @@ def test_an_untied_table_is_stepped_by_row_as_adamw_would(
 
 def test_rows_resume_bit_for_bit(make_trainer: MakeTrainer, untied_dir: str, tmp_path: Path) -> None:
     course: dict[str, Any] = {"model": untied_dir, "weight_decay": 0.1, "eval_fraction": 0.2}
-    whole = make_trainer(output_dir=str(tmp_path / "whole"), **course)
-    whole.train()
-    make_trainer(save_steps=3, **course).train()
-    rest = make_trainer(
-        output_dir=str(tmp_path / "rest"), resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"), **course
-    )
-    rest.train()
-    for run in (whole, rest):
-        run.model.state_dict()  # catches up with every row
-    assert_same(weights(whole), weights(rest))
+    resume_alike(make_trainer, tmp_path, 3, **course)
 
 
 def test_rows_where_they_do_not_apply_are_refused_if_asked_for(make_trainer: MakeTrainer) -> None:
@@ -184,12 +168,4 @@ def test_rows_where_they_do_not_apply_are_refused_if_asked_for(make_trainer: Mak
 
 def test_tensors_of_a_kind_of_their_own_resume_too(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="8-bit optimizers are torchao's")
-    choice: dict[str, Any] = {"optimizer": "torchao.optim.AdamW8bit"}
-    whole = make_trainer(output_dir=str(tmp_path / "whole"), **choice)
-    whole.train()
-    make_trainer(save_steps=4, **choice).train()
-    rest = make_trainer(
-        output_dir=str(tmp_path / "rest"), resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"), **choice
-    )
-    rest.train()
-    assert_same(weights(whole), weights(rest))
+    resume_alike(make_trainer, tmp_path, 4, optimizer="torchao.optim.AdamW8bit")

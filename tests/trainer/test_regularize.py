@@ -12,7 +12,7 @@ from torch import nn
 import fastft
 from fastft.embedding import SparseEmbedding, TrainableRows
 from fastft.hf.pretrained import load_model, load_outline
-from fastft.trainer.regularize import dropout_settings, neftune
+from fastft.trainer.regularize import Neftune, dropout_settings
 
 from .adapted import IGNORED, LORA, config_for, fresh
 
@@ -97,7 +97,7 @@ def noise_of(model: Any, seen: list[torch.Tensor], **inputs: torch.Tensor) -> to
 
 def test_noise_is_uniform_and_bounded_by_the_tokens_of_the_row(embedding_only: Any) -> None:
     model, seen = embedding_only
-    neftune(model, 5.0)
+    Neftune(model, 5.0)
     ids = torch.randint(4, 13, (2, 24))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
@@ -115,7 +115,7 @@ def test_noise_in_training_alone_by_seed_until_removed(embedding_only: Any) -> N
     model, seen = embedding_only
     inputs = {"input_ids": torch.randint(4, 13, (2, 8))}
     hooks = len(model.model.embed_tokens._forward_hooks)
-    noise = neftune(model, 5.0)
+    noise = Neftune(model, 5.0)
     torch.manual_seed(3)
     first = noise_of(model, seen, **inputs)
     torch.manual_seed(3)
@@ -133,14 +133,14 @@ def test_noise_in_training_alone_by_seed_until_removed(embedding_only: Any) -> N
 @pytest.mark.parametrize("alpha", [0.0, -1.0, math.inf, math.nan])
 def test_an_alpha_that_cannot_be_meant(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha is"):
-        neftune(llama(tied=True), alpha)
+        Neftune(llama(tied=True), alpha)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_kind_of_model_has_noise_and_gradients(name: str) -> None:
     model, batch = model_and_batch(name)
     want = model(**batch).loss.item()
-    noise = neftune(model, 20.0)
+    noise = Neftune(model, 20.0)
     torch.manual_seed(0)
     loss = model(**batch).loss
     assert abs(loss.item() - want) > 1e-6
@@ -158,7 +158,7 @@ def test_each_stack_counts_its_own_mask() -> None:
     for name in ("encoder", "decoder"):
         lookup = getattr(model, name).embed_tokens
         lookup.register_forward_hook(lambda module, args, out, name=name: seen.update({name: out.detach()}))
-    neftune(model, 4.0)
+    Neftune(model, 4.0)
     for name in ("encoder", "decoder"):
         lookup = getattr(model, name).embed_tokens
         lookup.register_forward_hook(lambda module, args, out, name=name: seen.update({name: out - seen[name]}))
@@ -173,10 +173,10 @@ def test_each_stack_counts_its_own_mask() -> None:
 def test_with_trainable_rows(tied: bool, rows_first: bool) -> None:
     """The gradient of the rows is that of a table with the same noise."""
     dense, sparse = llama(tied=tied), llama(tied=tied)
-    neftune(dense, 5.0)
+    Neftune(dense, 5.0)
     if rows_first:
         rows = TrainableRows(sparse, [12, 5])
-    neftune(sparse, 5.0)
+    Neftune(sparse, 5.0)
     if not rows_first:
         rows = TrainableRows(sparse, [12, 5])
     batch = {"input_ids": torch.randint(4, 13, (3, 8)), "labels": torch.randint(4, 13, (3, 8))}
@@ -193,7 +193,7 @@ def test_with_a_sparse_embedding() -> None:
     sparse.set_input_embeddings(SparseEmbedding.from_embedding(sparse.get_input_embeddings()))
     batch = {"input_ids": torch.randint(4, 13, (3, 8)), "labels": torch.randint(4, 13, (3, 8))}
     for model in (dense, sparse):
-        neftune(model, 5.0)
+        Neftune(model, 5.0)
         torch.manual_seed(0)
         model(**batch).loss.backward()
     found = sparse.get_input_embeddings().weight.grad
@@ -205,7 +205,7 @@ def test_through_peft_and_in_copies(model_dir: str, tmp_path: Any) -> None:
     """PEFT calls the model without its own hooks; the mask is seen all the same."""
     model, _, _ = fresh(config_for("llama", model_dir, tmp_path, lora=LORA))
     lookup, seen = model.get_base_model().get_input_embeddings(), []
-    neftune(model, 5.0)
+    Neftune(model, 5.0)
     lookup.register_forward_hook(lambda module, args, out: seen.append((out - lookup.weight[args[0]]).detach()))
     ids = torch.randint(4, 200, (1, 20))
     mask = torch.ones_like(ids)

@@ -11,7 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from fastft.trainer.reporting.trackers import TENSORBOARD, Trackers, markdown, scalars
+from fastft.trainer.reporting.log import numbers
+from fastft.trainer.reporting.trackers import TENSORBOARD, Trackers, markdown
 
 CONFIG = {"model": "tiny", "learning_rate": 1e-3, "freeze": [], "lora": None}
 LOSS = {"step": 4, "loss": 2.5, "losses": {"a": 2.0, "b.x": 3.0}, "tokens": {"<t>": {"nll": 0.5}}, "note": "text"}
@@ -22,12 +23,6 @@ WRITTEN = {
 
 needs_trackio = pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed")
 needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
-
-
-def test_numbers_of_a_record() -> None:
-    assert scalars(LOSS) == {"loss": 2.5, "losses/a": 2.0, "losses/b.x": 3.0, "tokens/<t>/nll": 0.5}
-    assert scalars(WRITTEN) == {}
-    assert scalars({"step": 1, "a": {"step": 3}, "n": None}) == {"a/step": 3.0}
 
 
 def test_texts_are_blocks_of_code() -> None:
@@ -183,12 +178,13 @@ def test_wandb_that_cannot_be_reached_stays_offline(tmp_path: Path, monkeypatch:
     with pytest.warns(UserWarning, match="wandb stays offline, to be sent by `wandb sync`: no answer"):
         trackers = Trackers(["wandb"], tmp_path, CONFIG)
     trackers.log(LOSS)
-    assert fake.told("log") == [({"step": 4, **scalars(LOSS)}, None)]
+    assert fake.told("log") == [({"step": 4, **numbers(LOSS, "/")}, None)]
 
 
 PROGRAM = """
 import json, sys
 from pathlib import Path
+from fastft.trainer.reporting.log import numbers
 from fastft.trainer.reporting.trackers import Trackers
 name, folder, records, written, config = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
 for start in (0, 4):

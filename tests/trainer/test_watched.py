@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 
 from fastft import patch
 from fastft.data import Corpus, Stats
-from fastft.hf.lazy_logits import LazyLogits
+from fastft.hf.lazy_logits import LazyLogits, logit_rows
 from fastft.trainer.evaluation import watched as module
 from fastft.trainer.evaluation.evaluate import evaluate
-from fastft.trainer.evaluation.watched import Watched, logit_rows, watched_ids
+from fastft.trainer.evaluation.watched import Watched, watched_ids
 
 from .conftest import MakeTrainer
 
@@ -174,10 +174,10 @@ def test_ids_of_text_and_of_pieces(model_dir: str, t5_dir: str, bert_dir: str) -
 
 def test_refuses_what_is_no_token(model_dir: str, bert_dir: str) -> None:
     bpe, bert = AutoTokenizer.from_pretrained(model_dir), AutoTokenizer.from_pretrained(bert_dir)
-    with pytest.raises(ValueError, match=r"'xyz' is 3 tokens, not one: 'x', 'y', 'z'\. Watch one .* new_tokens"):
+    with pytest.raises(ValueError, match=r"'xyz' is \['x', 'y', 'z'\], not one token; watch one .* new_tokens"):
         watched_ids([" is", "xyz"], bpe)
     for name in ("zebra", "the zebra"):
-        with pytest.raises(ValueError, match=f"'{name}' is no token that this tokenizer knows"):
+        with pytest.raises(ValueError, match=f"watch_tokens: the tokenizer has no tokens for '{name}'"):
             watched_ids([name], bert)
-    with pytest.raises(ValueError, match="'' is no token"):
+    with pytest.raises(ValueError, match="watch_tokens: the tokenizer has no tokens for ''"):
         watched_ids([""], bpe)

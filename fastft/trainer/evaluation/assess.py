@@ -50,6 +50,7 @@ def assess(run: Setup) -> dict[str, Any] | None:
     if len(parts) > 1:
         record["eval_losses"] = parts
     if watched is not None:
+        watched.sums().copy_(run.world.sum(watched.sums()))
         record["tokens"] = watched.result()
         _say_tokens(run, record["tokens"])
     run.note(record)

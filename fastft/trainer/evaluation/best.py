@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from fastft.trainer.evaluation.watched import NUMBERS
+from fastft.trainer.reporting.log import numbers
 
 GREATER = ("probability", "emitted", "precision")  # of these numbers more is better
 
@@ -41,12 +42,12 @@ class Best:
         Raises:
             ValueError: it does not have the number; the message lists those it has.
         """
-        numbers = dict(flat(evaluation))
+        told = numbers(evaluation, ".")
         of_tokens = {f"tokens.{token}.{name}" for token in evaluation.get("tokens", ()) for name in NUMBERS}
-        if self.metric not in numbers.keys() | of_tokens:
-            known = ", ".join(name for name in numbers if name != "step")
+        if self.metric not in told.keys() | of_tokens:
+            known = ", ".join(name for name in told if name != "step")
             raise ValueError(f"metric_for_best_model is {self.metric!r}; an evaluation of this run tells {known}")
-        value = numbers.get(self.metric, math.nan)
+        value = told.get(self.metric, math.nan)
         sign = -1.0 if self.metric.rpartition(".")[2] in GREATER else 1.0
         better = not math.isnan(value) and (self.value is None or sign * value < sign * self.value)
         if better:
@@ -54,12 +55,3 @@ class Best:
         else:
             self.waited += 1
         return better
-
-
-def flat(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
-    """The numbers in nested mappings, by names joined with dots."""
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}", float(value)

@@ -55,12 +55,12 @@ def evaluate(
     Args:
         on_batch: called with (batches done, batches) after each; of one process.
         should_stop: asked before each batch; all processes stop if one is to.
-        watched: told what the model makes of the tokens, the first output; it then has the sums of all processes.
+        watched: told what the model makes of the tokens, the first output, of this process's batches.
         world: the processes that share the batches; by default one does all. Each takes the same number of forward
             passes, the last of which may be of a batch with nothing to learn.
 
     Returns:
-        None if it was stopped; `watched` has then seen this process's part.
+        None if it was stopped.
     """
     rank, size = (0, 1) if world is None else (world.rank, world.size)
     was_training = model.training
@@ -71,7 +71,6 @@ def evaluate(
     rounds = -(-len(starts) // size)
     sums: dict[str, list[float]] = {}  # of each output: sum w nll, sum w
     scales: dict[str, float] = {}
-    seen = torch.zeros(0) if watched is None else watched.sums().clone()
     try:
         for turn in range(rounds):
             stop = should_stop()
@@ -100,7 +99,5 @@ def evaluate(
     if world is not None:
         whole = world.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
         sums = dict(zip(sums, whole.tolist(), strict=True))
-        if watched is not None:
-            watched.sums().copy_(seen + world.sum(watched.sums() - seen))
     parts = {output: total / (weight or 1.0) for output, (total, weight) in sums.items()}
     return Evaluation(sum(scales[output] * loss for output, loss in parts.items()), parts)

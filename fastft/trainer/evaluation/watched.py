@@ -6,37 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastft.hf.lazy_logits import LazyLogits, linear
+from fastft.embedding.tokens import token_id
+from fastft.hf.lazy_logits import logit_rows
 
 NUMBERS = ("nll", "rank", "probability", "emitted", "precision")  # that `Watched.result` may leave out
 CHUNK_BYTES = 64 << 20  # of fp32 logits that are made at a time
 
 
 def watched_ids(names: Sequence[str], tokenizer: Any) -> dict[str, int]:
-    """The id of each token, given as text or as the tokenizer's own name for it.
+    """The id of each token, given by the tokenizer's own name for it or as text.
 
     Raises:
         ValueError: a name that is not one token (the message says what it splits into) or that the tokenizer does not
             know.
     """
     known = tokenizer.get_vocab()
-    return {name: _watched_id(name, tokenizer, known) for name in names}
-
-
-def _watched_id(name: str, tokenizer: Any, known: Mapping[str, int]) -> int:
-    ids = list(tokenizer(name, add_special_tokens=False)["input_ids"]) if name else []
-    unknown = tokenizer.unk_token_id
-    if len(ids) == 1 and (ids[0] != unknown or name == tokenizer.unk_token):
-        return int(ids[0])
-    if name in known:  # such as the piece behind a space that the tokenizer puts before every text
-        return known[name]
-    if not ids or unknown in ids:
-        raise ValueError(f"watch_tokens: {name!r} is no token that this tokenizer knows: give another, or add it first")
-    pieces = ", ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(ids))
-    raise ValueError(
-        f"watch_tokens: {name!r} is {len(ids)} tokens, not one: {pieces}. Watch one of these, or make it a token with "
-        "new_tokens"
-    )
+    hint = "watch one of these, or make it one: new_tokens"
+    try:
+        return {name: token_id(name, tokenizer, known, hint) for name in names}
+    except ValueError as error:
+        raise ValueError(f"watch_tokens: {error}") from error
 
 
 class Watched:
@@ -108,15 +97,3 @@ class Watched:
                 numbers["precision"] = right / emitted
             found[name] = numbers
         return found
-
-
-def logit_rows(logits: Tensor, index: Tensor) -> Tensor:
-    """`logits[index]`, (m, V), of logits (N, V); of lazy logits no other rows are made, and those are not kept."""
-    rows = logits[index]
-    if not isinstance(rows, LazyLogits):
-        return rows
-    rows._check_unchanged()
-    terms = rows._terms  # reading `rows` would run the whole head before it takes these
-    z = linear(terms.hidden, terms.weight, terms.bias, terms.autocast)
-    z = z if terms.scale == 1.0 else z * terms.scale
-    return z if terms.amplitude is None else terms.amplitude * torch.tanh(z)

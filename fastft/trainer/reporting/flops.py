@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fastft.data import Batch
-from fastft.data.attention import REFUSALS, asking, bare, forward, layer_kinds, window
+from fastft.data.attention import REFUSALS, asking, bare, experts, forward, layer_kinds, window
 from fastft.embedding.model import ROWS
 from fastft.trainer.reporting.seen import lengths_of, seen_pairs
 
 PROBE = {"source": 7, "target": 5}  # tokens of the forward pass that shows what runs on what: encoder's, decoder's
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 OTHERS = ("key_value_states", "encoder_hidden_states")  # what attention to another side is given as
 RATE_SECONDS = 0.2
 
@@ -145,17 +144,17 @@ def _ran(model: Any) -> list[Layer | Attention]:
     head = inner.get_output_embeddings()
     heads = set() if head is None else set(head.modules())
     sides = {tokens: side for side, tokens in PROBE.items()} | {1: "row"}
-    experts = next((count for name in EXPERTS if (count := getattr(config, name, None))), None)
+    many = experts(config)
 
     def layer(module: nn.Module, args: Any, kwargs: Any) -> None:
         x = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         most = max(p.dim() for p in module.parameters(recurse=False))
         on, share = None, 1.0
-        if x is not None and x.is_floating_point() and (most == 2 or (most == 3 and experts)):
+        if x is not None and x.is_floating_point() and (most == 2 or (most == 3 and many)):
             rows = x.shape[:-1].numel()
             on, share = (sides[rows], 1.0) if rows in sides else ("source", rows / PROBE["source"])
             on = "head" if module in heads else on
-            share *= config.num_experts_per_tok / experts if most == 3 else 1.0
+            share *= config.num_experts_per_tok / many if most == 3 else 1.0
         ran.append(Layer(module, on, share))
 
     def attention(module: Any, args: Any, kwargs: Any, output: Any) -> None:

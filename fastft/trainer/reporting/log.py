@@ -1,6 +1,7 @@
 """The run's record, one JSON object per line: losses, evaluations, generations."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,17 @@ class RunLog:
     def having(self, key: str) -> list[dict[str, Any]]:
         """The records with this key, in order."""
         return [record for record in self.records if key in record]
+
+
+def numbers(record: Mapping[str, Any], joint: str) -> dict[str, float]:
+    """The numbers of a record by name; with "/" for a joint, `{"losses": {"a": 1}}` gives `losses/a`."""
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}{joint}{inner}": number for inner, number in numbers(value, joint).items()}
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = float(value)
+    return found
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.dispatch import optional
+from fastft.trainer.reporting.log import numbers
 
 TENSORBOARD, IDENTITY = "tensorboard", "tracking.json"  # in the output folder
 PROJECT = "fastft"
@@ -51,14 +52,15 @@ class Trackers:
     def log(self, record: Mapping[str, Any]) -> None:
         """Report a record of log.jsonl: numbers, nested ones as `outer/inner`, what the model wrote. Other lists are
         left out."""
-        step, numbers = int(record["step"]), scalars(record)
+        told = numbers(record, "/")
+        step = int(told.pop("step"))
         texts = {
             f"generations/{written['origin']}": {part: str(written.get(part, "")) for part in PARTS}
             for written in record.get("generations", ())
         }
         for name, tracker in list(self._trackers.items()):
-            if numbers:
-                self._guard(name, lambda: tracker.scalars(step, numbers))  # noqa: B023
+            if told:
+                self._guard(name, lambda: tracker.scalars(step, told))  # noqa: B023
             if texts and name in self._trackers:
                 self._guard(name, lambda: tracker.texts(step, texts))  # noqa: B023
 
@@ -78,17 +80,6 @@ class Trackers:
             self._trackers.pop(name, None)
             reason = f"{type(error).__name__}: {error}"
             warnings.warn(f"{name} failed and is left out from now on; log.jsonl has it all ({reason})", stacklevel=4)
-
-
-def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of a record by name, without its step; `{"losses": {"a": 1}}` gives `losses/a`."""
-    found: dict[str, float] = {}
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            found |= scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and (prefix or name != "step"):
-            found[prefix + name] = float(value)
-    return found
 
 
 def identity(output_dir: Path, resumed: bool) -> str:
@@ -118,8 +109,8 @@ class TensorBoard:
         self._writer = torch_side.SummaryWriter(str(output_dir / TENSORBOARD), purge_step=first)
         self._writer.add_text("config", markdown({"config": json.dumps(dict(config), indent=1)}), first)
 
-    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
@@ -141,8 +132,8 @@ class Trackio:
             resume="allow" if resumed_step else "never", embed=False,
         )  # fmt: skip
 
-    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log(dict(numbers), step=step)
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
 
     def texts(self, step: int, texts: Mapping[str, Mapping[str, str]]) -> None:
         self._run.log({name: self._library.Markdown(markdown(parts)) for name, parts in texts.items()}, step=step)
@@ -168,8 +159,8 @@ class Wandb:
             self._run = library.init(**options, mode="offline")
         self._run.define_metric("*", step_metric="step")
 
-    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log({"step": step, **numbers})
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **values})
 
     def texts(self, step: int, texts: Mapping[str, Mapping[str, str]]) -> None:
         rows = [[name, *(parts[part] for part in PARTS)] for name, parts in texts.items()]

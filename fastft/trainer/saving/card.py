@@ -13,6 +13,7 @@ import yaml
 
 from fastft.trainer.config import FIELDS, TrainConfig
 from fastft.trainer.given import data_of, given_tasks
+from fastft.trainer.reporting.log import read_log
 
 HUB_IDS = {  # of built-in models
     "builtin:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -110,7 +111,7 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 def _facts(made: Exported) -> dict[str, str]:
     """What is known of the run up to this checkpoint; what was not logged is left out."""
     step, total, report = int(made.state["step"]), made.state.get("total", {}), _json(made.run / "report.json")
-    records = [record for record in _records(made.run / "log.jsonl") if record.get("step", step + 1) <= step]
+    records = [record for record in read_log(made.run) if record.get("step", step + 1) <= step]
     losses = [record["loss"] for record in records if "loss" in record]
     planned = report.get("max_steps")
     facts = {
@@ -172,17 +173,3 @@ def _json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):  # a run that was stopped has none
         return {}
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            records.append(dict(json.loads(line)))
-        except ValueError:  # cut by a crash
-            break
-    return records

@@ -7,14 +7,12 @@
     trainer_state.json                      step, counters, config, fingerprint of the data
     manifest.json                           size and SHA-256 of each of the above
 
-A folder is written under a hidden name, each file fsynced, and renamed when it is whole. No generator state is
-kept: the trainer seeds every step from (seed, step).
+No generator state is kept: the trainer seeds every batch from (seed, step, batch).
 """
 
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +27,7 @@ from torch.optim import Optimizer
 from fastft.trainer.adapt import is_adapted, save_model
 from fastft.trainer.distributed import World
 from fastft.trainer.saving.shards import gathered, is_sharded, load_shards, save_shards, spread
+from fastft.trainer.saving.whole import whole_or_absent
 
 STATE, OPTIMIZER, MANIFEST = "trainer_state.json", "optimizer.safetensors", "manifest.json"
 OTHER_TENSORS = "optimizer.pt"  # in place of the file, where an optimizer has tensors of a kind of its own
@@ -63,15 +62,11 @@ def save(
     """
     world = world or World()
     final = output_dir / f"checkpoint-{step}"
-    draft = output_dir / f".checkpoint-{step}.draft"
     sharded = is_sharded(model)
-    try:
-        if world.leads:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            for rest in output_dir.glob(".checkpoint-*"):  # of a killed process
-                shutil.rmtree(rest, ignore_errors=True)
-            draft.mkdir()
-        world.wait()
+    if world.leads:
+        for rest in output_dir.glob(".checkpoint-*"):  # of a killed process
+            shutil.rmtree(rest, ignore_errors=True)
+    with whole_or_absent(final, world) as draft:
         whole = {"state_dict": gathered(model)} if sharded else {}
         tensors = optimizer_tensors(model, optimizers)
         if sharded and optimizers:
@@ -83,16 +78,6 @@ def save(
                 _save_tensors(tensors, draft)
             write_json(draft / STATE, {"step": step, **state})
             write_json(draft / MANIFEST, {file: _facts(draft / file) for file in _files(draft)})
-            for file in (*_files(draft), "."):
-                fsync(draft / file)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    if world.leads:
-        remove(final)
-        draft.rename(final)
-        fsync(output_dir)
-    world.wait()
     return final
 
 
@@ -125,15 +110,6 @@ def step_of(checkpoint: Path) -> int:
     """By its name, or, where it was copied to another one, by what is in it."""
     number = checkpoint.name.removeprefix("checkpoint-")
     return int(number if number.isdecimal() else json.loads((checkpoint / STATE).read_text())["step"])
-
-
-def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint in such a way that half of one is never seen under its name."""
-    if checkpoint.exists():
-        hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
-        shutil.rmtree(hidden, ignore_errors=True)
-        checkpoint.rename(hidden)
-        shutil.rmtree(hidden)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -241,11 +217,3 @@ def _facts(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 22):
             digest.update(block)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

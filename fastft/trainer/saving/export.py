@@ -1,9 +1,7 @@
 """The command `fastft export`: a checkpoint as a model, or an adapter, for plain transformers and PEFT."""
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +20,6 @@ from fastft.trainer.adapt import (
     NEW,
     OF_ADAPTER,
     adapt,
-    failed_writes,
     is_adapted,
     is_whole,
     load_trained,
@@ -34,7 +31,8 @@ from fastft.trainer.given import given_tasks, model_class
 from fastft.trainer.reporting.log import read_log
 from fastft.trainer.reporting.progress import say
 from fastft.trainer.saving.card import Exported, model_card
-from fastft.trainer.saving.checkpoint import DamagedCheckpoint, checkpoints, fsync, read_state
+from fastft.trainer.saving.checkpoint import DamagedCheckpoint, checkpoints, read_state
+from fastft.trainer.saving.whole import whole_or_absent
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIONS = {"dtype": " | ".join(DTYPES), "adapter": "true | false"}
@@ -105,7 +103,7 @@ def export(checkpoint: Path, output: Path, *, dtype: str = "float32", adapter: b
         config, source.state, source.checkpoint.parent, source.kind, adapter, dtype,
         len(model.get_input_embeddings().weight),
     )  # fmt: skip
-    with whole_or_absent(output) as draft, failed_writes():
+    with whole_or_absent(output) as draft:
         if adapter:
             _write_adapter(model, tokenizer, source, draft, DTYPES[dtype])
         else:
@@ -175,25 +173,6 @@ def _loaded(name: str, source: Source, seed: int) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return load_model(name, torch.float32, source.kind, trust_remote_code=code), tokenizer
-
-
-@contextmanager
-def whole_or_absent(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder` to write into; it becomes `folder`, which is empty or not there, when all of its
-    files are on disk, and is deleted if anything fails."""
-    draft = folder.with_name(f".{folder.name}.draft")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(draft, ignore_errors=True)  # of a killed process
-    try:
-        draft.mkdir()
-        yield draft
-        for path in (*draft.rglob("*"), draft):
-            fsync(path)
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    fsync(folder.parent)
 
 
 def _write_whole(model: Any, folder: Path, dtype: torch.dtype) -> None:

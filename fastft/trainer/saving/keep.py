@@ -8,8 +8,9 @@ import torch
 from fastft.hf.pretrained import load_model
 from fastft.trainer.adapt import load_trained
 from fastft.trainer.given import given_tasks, model_class
-from fastft.trainer.saving.checkpoint import checkpoints, remove, save, step_of
+from fastft.trainer.saving.checkpoint import checkpoints, save, step_of
 from fastft.trainer.saving.shards import restore
+from fastft.trainer.saving.whole import remove
 from fastft.trainer.setup import Setup
 from fastft.trainer.tasks import fingerprint
 
