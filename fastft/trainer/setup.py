@@ -28,7 +28,7 @@ from fastft.trainer.regularize import Neftune, dropout_settings
 from fastft.trainer.reporting.flops import Flops
 from fastft.trainer.reporting.log import RunLog
 from fastft.trainer.reporting.progress import Progress, say
-from fastft.trainer.reporting.trackers import Trackers
+from fastft.trainer.reporting.trackers import Trackers, libraries
 from fastft.trainer.saving.checkpoint import check_space, load_optimizers
 from fastft.trainer.saving.resume import check_data, choose_start
 from fastft.trainer.state import Meter, State
@@ -65,6 +65,7 @@ class Setup:
         if not self.world.leads:
             self.console.quiet = True
             be_quiet()
+        libraries(config.report_to)
         given = given_tasks(config)
         make_plan(config, given)
         self.output_dir = Path(config.output_dir)

@@ -136,6 +136,19 @@ def test_a_run_goes_on_with_other_processes(
         torch.testing.assert_close(end[name], weight, rtol=1e-3, atol=2e-5)
 
 
+def test_sharded_matmuls_in_bf16(make_config: MakeConfig, tmp_path: Path) -> None:
+    """FSDP rounds weights and activations where autocast does the inputs of matmuls; sums and weights stay fp32."""
+    one = run(make_config(**ONE, bf16=True, output_dir=str(tmp_path / "one")))
+    config = make_config(**TWO, bf16=True, distributed="fsdp", output_dir=str(tmp_path / "two"))
+    run_on(2, member, config, "sharded")
+    for key, tolerance in (("loss", 0.01), ("grad_norm", 0.05)):
+        alone = [record[key] for record in one.log.having(key)]
+        assert logged(tmp_path / "two", key) == pytest.approx(alone, rel=tolerance)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "checkpoint-6").state_dict()
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    assert any((value.bfloat16() != value).any() for value in saved.values())
+
+
 def test_another_number_of_batches_in_a_step_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     run(make_config(**ONE, max_steps=2))
     with pytest.raises(ValueError, match=r"a step had 4 x 1 batches .*, has 2 x 1"):

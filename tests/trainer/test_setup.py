@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,3 +95,11 @@ def test_a_full_disk_is_seen_before_training(make_trainer: MakeTrainer, monkeypa
 def test_fsdp_wants_processes(make_trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match=r"distributed is fsdp, but this is one process: torchrun"):
         make_trainer(distributed="fsdp")
+
+
+def test_a_missing_tracker_is_told_before_data_are_read(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ImportError, match="report_to: tensorboard needs tensorboard: pip install tensorboard"):
+        make_trainer(report_to=["tensorboard"], train_data="not/there.jsonl")

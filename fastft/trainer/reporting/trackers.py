@@ -33,21 +33,17 @@ class Trackers:
         resumed_step: where the run starts; 0 begins a new one.
 
     Raises:
-        ValueError: an unknown name.
-        ImportError: its library is not installed; says what to install.
+        ValueError, ImportError: see `libraries`.
     """
 
     def __init__(
         self, names: Sequence[str], output_dir: Path, config: Mapping[str, Any], resumed_step: int = 0
     ) -> None:
-        unknown = [name for name in names if name not in KINDS]
-        if unknown:
-            raise ValueError(f"report_to has {unknown[0]!r}; wanted any of {', '.join(KINDS)}")
-        kinds = {name: (KINDS[name], optional(name, f"report_to: {name}")) for name in names}
-        run = identity(output_dir, bool(resumed_step)) if {"trackio", "wandb"} & kinds.keys() else ""
+        found = libraries(names)
+        run = identity(output_dir, bool(resumed_step)) if {"trackio", "wandb"} & found.keys() else ""
         self._trackers: dict[str, Any] = {}
-        for name, (kind, library) in kinds.items():
-            self._guard(name, lambda: self._begin(name, kind(library, output_dir, run, config, resumed_step)))  # noqa: B023
+        for name, library in found.items():
+            self._guard(name, lambda: self._begin(name, KINDS[name](library, output_dir, run, config, resumed_step)))  # noqa: B023
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Report a record of log.jsonl: numbers, nested ones as `outer/inner`, what the model wrote. Other lists are
@@ -80,6 +76,19 @@ class Trackers:
             self._trackers.pop(name, None)
             reason = f"{type(error).__name__}: {error}"
             warnings.warn(f"{name} failed and is left out from now on; log.jsonl has it all ({reason})", stacklevel=4)
+
+
+def libraries(names: Sequence[str]) -> dict[str, Any]:
+    """The library of each tracker, imported.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: a library is not installed; says what to install.
+    """
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise ValueError(f"report_to has {unknown[0]!r}; wanted any of {', '.join(KINDS)}")
+    return {name: optional(name, f"report_to: {name}") for name in names}
 
 
 def identity(output_dir: Path, resumed: bool) -> str:
