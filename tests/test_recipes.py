@@ -6,11 +6,12 @@ import re
 import shlex
 from pathlib import Path
 
+import pages
 import pytest
 
 from fastft.__main__ import main
 
-README = Path(__file__).parents[1] / "README.md"
+README = pages.ROOT / "README.md"
 SMALL = (
     "--max_steps 2 --logging_steps 1 --eval_steps 0 --max_train_samples 24 --max_eval_samples 6 --num_generations 1 "
     "--generation_max_new_tokens 4"
@@ -18,14 +19,13 @@ SMALL = (
 
 
 def commands() -> list[str]:
-    section = README.read_text(encoding="utf-8").partition("### Objectives")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^```bash\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split()) for line in lines if line.startswith("fastft train")]
+    """Those whose data everybody has."""
+    shown = [words for words in pages.commands(README) if words[:2] == ["fastft", "train"]]
+    return [shlex.join(words) for words in shown if any(word.startswith("builtin:") for word in words[4:])]
 
 
 def files() -> list[str]:
-    return re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [block.text for block in pages.blocks(README, "yaml")]
 
 
 def test_every_objective_has_a_command() -> None:

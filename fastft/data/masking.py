@@ -92,6 +92,7 @@ class Mask:
     """A mask policy: what of a record is learned, and how much. Fields are keys of the configuration.
 
     A character's weight is found in this order:
+
     1. `mask`: 1 in a learned turn, else 0; `none`: 1; `completion`: the inverse of `prompt`.
     2. `train` and `weight` of a message in the data count for its whole turn, whatever its role and `mask`.
     3. Where the weight is 0, `keep_spans` and the strings of `keep_field` make it 1.

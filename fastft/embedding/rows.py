@@ -16,8 +16,9 @@ from fastft.embedding.model import output_embedding, owner_of, tables_of
 class TrainableRows(nn.Module):
     r"""Rows `token_ids` of the embedding tables as parameters (R, D) of their own; the tables are frozen.
 
+        W[id_r] = rows_r
         lookup:  e_i = W[t_i]          d rows_r = sum_{i: t_i = id_r} d e_i
-        head:    z = h W^T + bias      d rows_r = sum_i dz[i, id_r] h_i        W[id_r] = rows_r
+        head:    z = h W^T + bias      d rows_r = sum_i dz[i, id_r] h_i
 
     A tied model has one table, and both sums go to it; else there are two. Every other row keeps its bits, weight
     decay or not, and neither a gradient nor optimizer state is larger than R x D. The rest of the model is left as it

@@ -25,18 +25,23 @@ def add_tokens(
     each table's from that table's own rows, a head's bias likewise; all other rows keep their bits. Padding rows of a
     grown table are set to the mean.
 
+    What a row starts as:
+
+        mean           mean of the rows of all tokens that the tokenizer has
+                       (padding rows do not count)
+        zeros          zeros
+        noise          normal noise with the deviation of those rows, per column
+        random         mean + noise
+        copy:<token>   the row of one token; copy:- is that of "-"
+        text:<words>   mean of the rows of the tokens that the words are split into
+        mix:<weight>*<source>+<weight>*<source>...
+                       a weighted sum of any of these: mix:0.7*copy:yes+0.3*mean,
+                       mix:1*text:end of thought+0.1*noise
+
     Args:
         model: a `transformers.PreTrainedModel`, tied or not, or one wrapped.
         tokenizer: its tokenizer.
-        tokens: new token -> what its row starts as:
-            `"mean"`            mean of the rows of all tokens that the tokenizer has (padding rows do not count)
-            `"zeros"`           zeros
-            `"noise"`           normal noise with the deviation of those rows, per column
-            `"random"`          mean + noise
-            `"copy:<token>"`    the row of one token, `copy:-` that of "-"
-            `"text:<words>"`    mean of the rows of the tokens that the words are split into
-            `"mix:<weight>*<source>+<weight>*<source>..."`   a weighted sum of any of these, such as
-                                `mix:0.7*copy:yes+0.3*mean` or `mix:1*text:end of thought+0.1*noise`
+        tokens: new token -> what its row starts as, one of the above.
         seed: of the noise.
         pad_to_multiple_of: a table that has to grow grows to a multiple of this.
 

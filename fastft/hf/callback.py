@@ -25,8 +25,8 @@ class PatchCallback(transformers.TrainerCallback):  # type: ignore[misc,name-def
         with PatchCallback() as callback:
             Trainer(model, ..., callbacks=[callback]).train()
 
-    Raises, when training begins:
-        TypeError, ValueError: as `patch`.
+    Raises:
+        TypeError, ValueError: as `patch`, when training begins.
     """
 
     def __init__(self) -> None:

@@ -2,13 +2,38 @@
 
 import math
 import os
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TINY = math.ulp(0.0)  # the least number above 0
+
+
+class Options(TypedDict, total=False):
+    """Types of the keywords that `cross_entropy` and `linear_cross_entropy` share, for their overloads."""
+
+    reduction: str
+    label_smoothing: float
+    token_weight: Tensor | None
+    softcap: float | None
+    logit_scale: float
+    z_loss: float
+    num_items: float | Tensor | None
+    backend: str
+
+
+class HeadOptions(Options, total=False):
+    """Those of `linear_cross_entropy`."""
+
+    linear_bias: Tensor | None
+    linear_rows: tuple[Tensor, Tensor] | None
+    weight: Tensor | None
+    ignore_index: int | None
+    valid: Tensor | None
+    memory_budget: int | None
+    tp_group: Any
 
 
 def floating(name: str, value: Any) -> None:

@@ -1,17 +1,32 @@
 """Masked cross-entropy of given logits: ignored rows are neither read nor, in memory, copied."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
+from typing_extensions import Unpack
 
 from fastft import dispatch
 from fastft.losses import arguments
 from fastft.losses.reduction import LossStats, coefficients, combine, ignore_weightless, loss_stats
 
 NAME, BACKENDS = "cross_entropy", ("cuda", "triton", "cpu", "reference")  # best first
+
+
+@overload
+def cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int = -100,
+    return_stats: Literal[False] = False, **options: Unpack[arguments.Options],
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int = -100,
+    return_stats: Literal[True], **options: Unpack[arguments.Options],
+) -> tuple[Tensor, LossStats]: ...  # fmt: skip
 
 
 def cross_entropy(
@@ -29,7 +44,7 @@ def cross_entropy(
     num_items: float | Tensor | None = None,
     return_stats: bool = False,
     backend: str = "auto",
-) -> Any:
+) -> Tensor | tuple[Tensor, LossStats]:
     r"""Cross-entropy of logits; a superset of `torch.nn.functional.cross_entropy`.
 
     With `z = cap(logit_scale * input)`, `cap(u) = softcap * tanh(u / softcap)`, and `eps = label_smoothing`:
@@ -66,9 +81,10 @@ def cross_entropy(
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
-            cross_entropy, (input,), input, target, weight, ignore_index=ignore_index, reduction=reduction,
-            label_smoothing=label_smoothing, token_weight=token_weight, softcap=softcap, logit_scale=logit_scale,
-            z_loss=z_loss, num_items=num_items, return_stats=return_stats, backend=backend,
+            cross_entropy, (input,), input, target, weight,  # type: ignore[arg-type]  # mypy takes no overloads here
+            ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, token_weight=token_weight,
+            softcap=softcap, logit_scale=logit_scale, z_loss=z_loss, num_items=num_items, return_stats=return_stats,
+            backend=backend,
         )  # fmt: skip
     arguments.floating("input", input)
     arguments.options(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, num_items)

@@ -1,14 +1,29 @@
 """Head and loss in one: the projection runs on supervised rows only, and logits become their gradient in place."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
 from fastft.losses import arguments, gradients, parallel, schedule
 from fastft.losses.cross_entropy import accumulation_dtype, differentiable, known_scalar, probabilities, rescale
-from fastft.losses.reduction import coefficients, ignore_weightless, loss_stats
+from fastft.losses.reduction import LossStats, coefficients, ignore_weightless, loss_stats
+
+
+@overload
+def linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *,
+    return_stats: Literal[False] = False, **options: Unpack[arguments.HeadOptions],
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *,
+    return_stats: Literal[True], **options: Unpack[arguments.HeadOptions],
+) -> tuple[Tensor, LossStats]: ...  # fmt: skip
 
 
 def linear_cross_entropy(
@@ -32,7 +47,7 @@ def linear_cross_entropy(
     tp_group: Any = None,
     return_stats: bool = False,
     backend: str = "auto",
-) -> Any:
+) -> Tensor | tuple[Tensor, LossStats]:
     r"""`cross_entropy(input @ linear_weight.T + linear_bias, target)` paying for supervised tokens only.
 
     A superset of `torch.nn.functional.linear_cross_entropy`. With N tokens of which M are supervised,

@@ -17,12 +17,19 @@ from torch import Tensor
 
 
 class LossStats(NamedTuple):
-    """Per-token statistics, each shaped like `target`, detached; 0 (False) where the token is ignored."""
+    """Per-token statistics, each shaped like `target`, detached; 0 (False) where the token is ignored.
 
-    nll: Tensor  # -log p(target), nats, unweighted
-    lse: Tensor  # log sum exp of the transformed logits
-    correct: Tensor  # bool: the target has the largest logit (the first of equals)
-    entropy: Tensor  # of softmax(logits), nats
+    Attributes:
+        nll: -log p(target), nats, unweighted.
+        lse: log sum exp of the transformed logits.
+        correct: bool: the target has the largest logit (the first of equals).
+        entropy: of softmax(logits), nats.
+    """
+
+    nll: Tensor
+    lse: Tensor
+    correct: Tensor
+    entropy: Tensor
 
 
 def ignore_weightless(target: Tensor, token_weight: Tensor | None, ignore_index: int) -> Tensor:

@@ -48,7 +48,8 @@ class Rule:
 class SparseAdagrad(RowOptimizer):
     r"""Adagrad (Duchi et al. 2011) for `SparseEmbedding` tables, equal to `torch.optim.Adagrad` over the whole table.
 
-        g <- g + weight_decay p;   s <- s + g^2;   p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
+        g <- g + weight_decay p;   s <- s + g^2
+        p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
     Without weight decay a row does not move where it has no gradient, so nothing lags behind.
 

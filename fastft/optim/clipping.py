@@ -15,7 +15,8 @@ def clip_grad_norm_(
 ) -> Tensor:
     r"""`torch.nn.utils.clip_grad_norm_` for gradients of which some are sparse by rows; torch's own refuses those.
 
-        total = (sum_i |g_i|^norm_type)^(1 / norm_type);   g <- g min(1, max_norm / (total + 1e-6))
+        total = (sum_i |g_i|^norm_type)^(1 / norm_type)
+        g <- g min(1, max_norm / (total + 1e-6))
 
     Args:
         parameters: a tensor or tensors with `.grad`, dense or sparse; those without one are left out.

@@ -50,7 +50,8 @@ class Rule:
 class SparseSGD(RowOptimizer):
     r"""SGD with momentum for `SparseEmbedding` tables, equal to `torch.optim.SGD` over the whole table.
 
-        g <- g + weight_decay p;   b <- momentum b + (1 - dampening) g   (b <- g at the first step)
+        g <- g + weight_decay p
+        b <- momentum b + (1 - dampening) g   (b <- g at the first step)
         p <- p - lr (g + momentum b if nesterov, b with momentum, else g)
 
     for every row at every step, g = 0 where no id was; computed only for rows that are read or touched. Bits are those

@@ -1,5 +1,8 @@
 """Bad input: which error, and that it names the argument, what was got and what is wanted."""
 
+import inspect
+import sys
+import typing
 from typing import Any
 
 import pytest
@@ -7,7 +10,14 @@ import torch
 from torch import Tensor
 
 from fastft import dispatch
-from fastft.losses import CrossEntropyLoss, LinearCrossEntropyLoss, arguments, cross_entropy, linear_cross_entropy
+from fastft.losses import (
+    CrossEntropyLoss,
+    LinearCrossEntropyLoss,
+    LossStats,
+    arguments,
+    cross_entropy,
+    linear_cross_entropy,
+)
 from losses.cases import problem
 
 N, D, V = 6, 5, 7
@@ -214,3 +224,20 @@ def test_modules_refuse_unknown_options() -> None:
         LinearCrossEntropyLoss(D, V, softcapp=3.0)
     with pytest.raises(TypeError, match=r"unknown option 'memory_budget'"):
         CrossEntropyLoss(memory_budget=1)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.get_overloads is of Python 3.11")
+@pytest.mark.parametrize("function", [cross_entropy, linear_cross_entropy])
+def test_overloads_say_what_the_signature_says(function: Any) -> None:
+    """They spread a class of types in place of most keywords: none missing, none too many, each of the same type."""
+
+    def types(function: Any) -> dict[str, Any]:
+        return {name: kind.annotation for name, kind in inspect.signature(function).parameters.items()}
+
+    plain, with_stats = typing.get_overloads(function)
+    for overload, stats, result in ((plain, False, Tensor), (with_stats, True, tuple[Tensor, LossStats])):
+        said = types(overload)
+        (spread,) = typing.get_args(said.pop("options"))
+        assert said.pop("return_stats") == typing.Literal[stats]
+        assert said | typing.get_type_hints(spread) | {"return_stats": bool} == types(function)
+        assert inspect.signature(overload).return_annotation == result
