@@ -4,9 +4,12 @@ python -m pytest bench/cross_entropy.py                              given logit
 python -m pytest bench/linear_cross_entropy.py                       heads: the same
 python -m pytest bench/embedding.py                                  training steps of a table: the same
 python -m pytest bench/trainer.py                                    steps of whole trainers
+python -m pytest bench/scaling.py                                    what time grows with
+python -m pytest bench/accuracy.py                                   errors against fp64, where it is hard too
 python -m pytest bench/linear_cross_entropy.py -k "thin and fp32"    some of its cases
 ... --providers fastft,eager    some of the providers; the floor always runs
 ... --cap 3 --most 15           more rounds
+... --all                       every shape and share; some 40 minutes on two cores; the usual ones take under 15
 ... --record                    append the rows to bench/results/<date>-<device>/
 python -m pytest bench                                               every op
 """
@@ -21,8 +24,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench import peers, rows
 from bench.cases import Case
-from bench.contest import Contest, Op, Slow
+from bench.contest import Contest, Op, Slow, expect
 from bench.rows import Record
+from bench.shapes import Extent
 
 PROVIDERS = {**peers.LINEAR_CROSS_ENTROPY, **peers.CROSS_ENTROPY, **peers.EMBEDDING, **dict.fromkeys(peers.TRAINERS)}
 
@@ -36,7 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--slow", type=float, default=5.0,
         help="a peer that takes longer per call (seconds, 5), whatever is ignored, runs at one ignored share only",
     )  # fmt: skip
-    group.addoption("--smoke", action="store_true", help="tiny shapes: does everything run and pass its check?")
+    group.addoption("--all", action="store_true", help="every shape and share, not only the usual ones")
+    group.addoption("--smoke", action="store_true", help="tiny shapes; fails if a provider that is installed raises")
     group.addoption(
         "--record", type=Path, nargs="?", const=rows.RESULTS, metavar="FOLDER",
         help="append the rows to FOLDER/<date>-<device>/<op>.jsonl (FOLDER: bench/results)",
@@ -53,7 +58,11 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen_providers(metafunc.config)
     if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", metafunc.module.OP.cases(metafunc.config.getoption("smoke")), ids=str)
+        metafunc.parametrize("case", metafunc.module.OP.cases(extent(metafunc.config)), ids=str)
+
+
+def extent(config: pytest.Config) -> Extent:
+    return "smoke" if config.getoption("smoke") else "all" if config.getoption("all") else "usual"
 
 
 def chosen_providers(config: pytest.Config) -> Collection[str]:
@@ -80,6 +89,7 @@ def measure(
         records = contest.records()
         slow.learn(op, case, records)
         record(records)
+        expect(pytestconfig.getoption("smoke"), contest.absent, contest.broken)
 
     return run
 
@@ -110,7 +120,12 @@ class Table:
         if report.when != "call" or not records or terminal is None:
             return
         counted = " ".join(f"{axis}={n}" for axis, n in records[0]["shape"].items() if axis in rows.COUNTED)
-        terminal.write_line(f"\n{report.nodeid.partition('::')[2]}  {counted}\n  {'':18}{heading(records[0])}")
+        terminal.write_line(f"\n{report.nodeid.partition('::')[2]}  {counted}")
+        for row in (r for r in records if "eager" in r):
+            errors = "".join(f"{name:>6} {error:.1e}" for name, error in row["errors"].items())
+            terminal.write_line(f"  {row['case']:32}{row['provider']:18}{errors}")
+        if any("ms_median" in r for r in records):
+            terminal.write_line(f"  {'':18}{heading(records[0])}")
         for row in sorted((r for r in records if "ms_median" in r), key=lambda row: row["ms_median"]):
             terminal.write_line(f"  {row['provider']:18}{line(row)}")
         for absence in (r for r in records if "reason" in r):

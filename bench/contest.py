@@ -15,6 +15,7 @@ from bench import checks, peers
 from bench.cases import DTYPES, Case
 from bench.peers import Peer, Provider
 from bench.rows import Absence, Record, Row, device_facts
+from bench.shapes import Extent
 from bench.timing import Race
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -27,22 +28,24 @@ class Op:
     Args:
         name: of the op, and of the file of its rows.
         peers: who does it; "eager" is among them.
-        cases: what is measured; given whether it is a smoke run.
+        cases: what is measured, given how much of it.
         floor: from a case's inputs to the work that nobody can do without, buffers allocated and touched beforehand.
         step: from a provider and inputs to one training step, which leaves in the inputs what is compared; of a loss
             one forward and backward, which returns the loss and leaves the gradients. Each call may go on from the
             state that the one before it left.
         too_slow: (device, case, provider) -> why it is left out.
         warm_up: calls before round 0, for the state that a step in mid-run starts from.
+        race: by which rules.
     """
 
     name: str
     peers: Mapping[str, Peer]
-    cases: Callable[[bool], Sequence[Case]]
+    cases: Callable[[Extent], Sequence[Case]]
     floor: Callable[[Any], Callable[[], object]]
     step: Callable[[Provider, Any], Callable[[], Tensor]]
     too_slow: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
     warm_up: int = 0
+    race: type[Race] = Race
 
     def outputs(self, provider: Provider, case: Case, upcast: torch.dtype | None = None) -> dict[str, Tensor]:
         """What is checked against fp64, by name: loss and gradients."""
@@ -74,6 +77,7 @@ class Contest:
         self.op = op
         self.case = case
         self.absent = dict(absent or {})
+        self.broken: list[str] = []  # of the absent, those that were there and raised
         self.errors: dict[str, dict[str, float]] = {}
         self.deviations: dict[str, float] = {}
         wanted = {n: p for n, p in op.peers.items() if n in chosen and n not in self.absent}
@@ -85,7 +89,7 @@ class Contest:
         self.inputs = case.inputs()
         calls: dict[str, Callable[[], Any]] = {"floor": op.floor(self.inputs)}
         calls |= {name: op.step(provider, self.inputs) for name, provider in providers.items()}
-        self.race = Race(case.device, calls, self.inputs.reset, case.eager_bytes, cap, most)
+        self.race = op.race(case.device, calls, self.inputs.reset, case.eager_bytes, cap, most)
         self.race.first("floor")
         models = {peer.like for peer in op.peers.values()}
         for name in providers:
@@ -109,6 +113,7 @@ class Contest:
             reason = checks.refusal(self.errors[name], bound, DTYPES[self.case.dtype], like)
         except Exception as error:  # whatever a peer raises
             reason = summary(error)
+            self.broken.append(name)
         if reason is not None:
             self.absent[name] = reason
         return reason is None
@@ -123,6 +128,7 @@ class Contest:
             self.race.first(name)
         except Exception as error:  # whatever a peer raises, out of memory too
             self.absent[name] = summary(error)
+            self.broken.append(name)
             return False
         if peer.like in self.expected:
             apart = checks.deviation(list(self.inputs.left.values()), self.expected[peer.like])
@@ -179,6 +185,12 @@ class Contest:
                 )
             )
         return made + [Absence(provider=name, **where, reason=reason) for name, reason in self.absent.items()]
+
+
+def expect(runs: bool, absent: Mapping[str, str], broken: Collection[str]) -> None:
+    """Raises `RuntimeError` where `runs` is asked for and a provider that is installed raised."""
+    if runs and broken:
+        raise RuntimeError("providers do not run: " + "; ".join(f"{name}: {absent[name]}" for name in broken))
 
 
 def giga_per_second(work: int | None, ms: float) -> float | None:

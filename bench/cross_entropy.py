@@ -23,12 +23,13 @@ from torch import Tensor
 from bench.cases import IGNORE_INDEX, Case, LogitInputs, Logits
 from bench.contest import DEVICES, Op
 from bench.peers import CROSS_ENTROPY, Loss
-from bench.shapes import LOGITS, SMOKE_LOGITS, logit_cases
+from bench.shapes import LOGITS, SMOKE_LOGITS, Extent, logit_cases, of_extent
 
 
-def cases(smoke: bool) -> list[Logits]:
+def cases(extent: Extent) -> list[Logits]:
     room = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return logit_cases({device: SMOKE_LOGITS if smoke else LOGITS[device] for device in DEVICES}, room)
+    logits = {device: SMOKE_LOGITS if extent == "smoke" else LOGITS[device] for device in DEVICES}
+    return of_extent(extent, logit_cases(logits, room))
 
 
 def floor(inputs: LogitInputs) -> Callable[[], Tensor]:

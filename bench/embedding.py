@@ -32,11 +32,10 @@ from torch import Tensor
 from bench.cases import Case
 from bench.contest import DEVICES, Op
 from bench.peers import EMBEDDING
-from bench.shapes import SMOKE_TABLES, TABLES, table_cases
+from bench.shapes import SMOKE_TABLES, TABLES, Extent, table_cases
 from bench.tables import BATCHES, Start, Table, TableInputs
 
 WARM_UP = 24
-SERIES = ("32k", "128k", "256k", "1M")
 
 
 class Training(Op):
@@ -53,8 +52,8 @@ class Training(Op):
         return {**inputs.left, "moved": inputs.trainings[-1].table().detach() - inputs.initial}
 
 
-def cases(smoke: bool) -> list[Table]:
-    return table_cases({device: SMOKE_TABLES if smoke else TABLES[device] for device in DEVICES})
+def cases(extent: Extent) -> list[Table]:
+    return table_cases({device: SMOKE_TABLES if extent == "smoke" else TABLES[device] for device in DEVICES})
 
 
 def floor(inputs: TableInputs) -> Callable[[], Tensor]:
@@ -78,20 +77,7 @@ def step(start: Start, inputs: TableInputs) -> Callable[[], Tensor]:
     return call
 
 
-OP = Training(
-    "embedding",
-    EMBEDDING,
-    cases,
-    floor,
-    step,
-    too_slow={
-        ("cpu", name, provider): "trains two rows, whatever V is; see qwen2.5"
-        for name in SERIES
-        for provider in EMBEDDING
-        if provider.startswith("rows-")
-    },
-    warm_up=WARM_UP,
-)
+OP = Training("embedding", EMBEDDING, cases, floor, step, warm_up=WARM_UP)
 
 
 @pytest.mark.filterwarnings("ignore")

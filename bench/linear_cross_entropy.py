@@ -15,11 +15,13 @@ from torch import Tensor
 from bench.cases import IGNORE_INDEX, Case, Head, HeadInputs
 from bench.contest import DEVICES, Op
 from bench.peers import LINEAR_CROSS_ENTROPY, Loss
-from bench.shapes import HEADS, SMOKE_HEADS, head_cases
+from bench.shapes import HEADS, SMOKE_HEADS, Extent, head_cases, of_extent
 
 
-def cases(smoke: bool) -> list[Head]:
-    return head_cases({device: SMOKE_HEADS if smoke else HEADS[device] for device in DEVICES})
+def cases(extent: Extent) -> list[Head]:
+    return of_extent(
+        extent, head_cases({device: SMOKE_HEADS if extent == "smoke" else HEADS[device] for device in DEVICES})
+    )
 
 
 def floor(inputs: HeadInputs) -> Callable[[], None]:

@@ -126,7 +126,7 @@ class TrainerContest(Contest):
     """
 
     def __init__(self, match: Match, chosen: Collection[str], *, cap: float, most: int) -> None:
-        self.match, self.absent = match, dict[str, str]()
+        self.match, self.absent, self.broken = match, dict[str, str](), list[str]()
         self.errors: dict[str, dict[str, float]] = {}
         self.inputs = Nothing()
         self.processes: dict[str, Process] = {}
@@ -153,6 +153,7 @@ class TrainerContest(Contest):
             do()
         except Exception as error:  # whatever a trainer raises
             self.absent[name] = str(error) if type(error) is RuntimeError else summary(error)
+            self.broken.append(name)
             self.processes.pop(name).end()
             if name == "fastft":
                 self.close()

@@ -8,6 +8,7 @@ reason in the report.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,12 +30,14 @@ class Unavailable(RuntimeError):
 @dataclass(frozen=True)
 class Peer:
     """`dense`: its cost does not depend on how many tokens are supervised. `compiled`: it compiles on first use.
-    `like`: the peer whose result is to be its own, and whose run in fp64 judges both."""
+    `like`: the peer whose result is to be its own, and whose run in fp64 judges both. `num_items`: it takes this
+    keyword, the denominator of the mean; of the others the mean is scaled."""
 
     load: Callable[[str], Provider]
     dense: bool = False
     compiled: bool = False
     like: str = "eager"
+    num_items: bool = False
 
 
 def on_a_gpu(device: str, loss: Loss) -> Loss:
@@ -112,6 +115,52 @@ def cut_cross_entropy(device: str) -> Loss:
     return lambda x, w, y: linear_cross_entropy(x, w, y, impl=impl)
 
 
+class TrlModel(nn.Module):
+    """As much of a causal model as TRL's fused head asks for: a body that hands on what it is given, and a head."""
+
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(model_type="head"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head: Any = None
+
+    def base_model(self, x: Tensor, use_cache: bool) -> Any:
+        return SimpleNamespace(last_hidden_state=x)
+
+    def get_output_embeddings(self) -> Any:
+        return self.head
+
+
+def trl_fused(device: str) -> Loss:
+    """The head of TRL's SFTTrainer, in tiles of tokens and vocabulary. Without Triton, so on the CPU, it runs on
+    ignored tokens too."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    model: Any = TrlModel()
+    add_fused_lm_head(model)
+
+    def loss(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        model.head = SimpleNamespace(weight=w, bias=None)
+        value: Tensor = model.forward(x[None], shift_labels=y[None], fused_lm_head=True).loss
+        return value
+
+    return loss
+
+
+def torchtune_chunked(device: str) -> Loss:
+    """torchtune's loss on logits in chunks, which its models make by the head on a chunk of tokens at a time."""
+    from torchtune.modules.loss import CEWithChunkedOutputLoss
+
+    chunked = CEWithChunkedOutputLoss()
+
+    def loss(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        logits = [F.linear(part, w) for part in x[None].chunk(chunked.num_output_chunks, dim=1)]
+        value: Tensor = chunked(logits, y[None])
+        return value
+
+    return loss
+
+
 LINEAR_CROSS_ENTROPY = {
     "eager": Peer(eager, dense=True),
     "compacted": Peer(compacted),
@@ -120,7 +169,9 @@ LINEAR_CROSS_ENTROPY = {
     "tuned-compacted": Peer(tuned_compacted),
     "liger": Peer(liger, dense=True, compiled=True),
     "cce": Peer(cut_cross_entropy, compiled=True),
-    "fastft": Peer(fastft),
+    "trl": Peer(trl_fused, dense=not torch.cuda.is_available(), compiled=torch.cuda.is_available()),
+    "torchtune": Peer(torchtune_chunked, dense=True),
+    "fastft": Peer(fastft, num_items=True),
 }
 
 
@@ -165,7 +216,7 @@ CROSS_ENTROPY = {
     "torch-compile": Peer(compiled_logits, dense=True, compiled=True),
     "liger": Peer(liger_logits, compiled=True),
     "quack": Peer(quack_logits, dense=True, compiled=True),
-    "fastft": Peer(fastft_logits),
+    "fastft": Peer(fastft_logits, num_items=True),
 }
 
 
@@ -320,7 +371,7 @@ def load(peers: dict[str, Peer], device: str) -> tuple[dict[str, Provider], dict
         try:
             providers[name] = peer.load(device)
         except (ImportError, Unavailable) as error:
-            reasons[name] = str(error)
+            reasons[name] = str(error).strip().splitlines()[0]
     return providers, reasons
 
 

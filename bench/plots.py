@@ -1,13 +1,16 @@
-"""Pictures of benchmark rows: bars by share ignored, a panel for each shape and dtype; or lines against one axis of it,
-a panel for each of what else differs."""
+"""Pictures of benchmark rows, as wide as a page: bars by case, a panel for each dtype; lines against the axis that
+grows, a panel for each series; errors by condition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.rows import COUNTED, Row
+from bench.rows import Accuracy, Row
+from bench.trends import Series, worst
 
 COLORS = {
     "fastft": "#d1495b",
@@ -20,6 +23,8 @@ COLORS = {
     "cce": "#5a9367",
     "torch-compile": "#4f8f8b",
     "quack": "#a06c3a",
+    "trl": "#c9b458",
+    "torchtune": "#6d597a",
     "fastft-lazy": "#e59a86",
     "sparse-adam": "#2e6f95",
     "transformers": "#5b6770",
@@ -30,6 +35,7 @@ COLORS = {
     "floor": "#000000",
 }
 OTHER = "#b58db6"
+WIDTH = 9.0  # inches
 
 
 def scope(beyond: str) -> str:
@@ -37,106 +43,134 @@ def scope(beyond: str) -> str:
     return f"beyond {beyond}" if beyond else "of its process, with everything in it"
 
 
+class Panel(NamedTuple):
+    """Bars: a group for each place, in it one for each provider."""
+
+    title: str
+    places: list[str]
+    values: Mapping[str, Mapping[str, float]]  # provider -> place -> value
+
+
 def draw(rows: list[Row], time: Path, memory: Path, *, floor: str, beyond: str, about: str) -> None:
     """Time as a multiple of the floor, and memory beyond what `beyond` names, both on logarithmic axes."""
-    save(rows, time, f"Time over the measured floor (1 = {floor})\n{about}",
-         "time / floor", lambda row: 1 / row.floor_share, line=1.0)  # fmt: skip
-    save(rows, memory, f"Peak memory {scope(beyond)}\n{about}", "MiB", lambda row: row.peak_mib)
+    save(panels(rows, lambda row: 1 / row.floor_share), time,
+         f"Time over the measured floor (1 = {floor})\n{about}", "time / floor", line=1.0)  # fmt: skip
+    save(panels(rows, lambda row: row.peak_mib), memory, f"Peak memory {scope(beyond)}\n{about}", "MiB")
 
 
-def draw_against(axis: str, rows: list[Row], time: Path, memory: Path, *, beyond: str, about: str) -> None:
-    """The same against an axis of the shape; time in ms, the floor's too."""
-    save_against(axis, rows, time, f"Median time of a call\n{about}", "ms", lambda row: row.ms_median)
-    rows = [row for row in rows if row.provider != "floor"]
-    save_against(axis, rows, memory, f"Peak memory {scope(beyond)}\n{about}", "MiB", lambda row: row.peak_mib)
+def draw_errors(records: list[Accuracy], path: Path, about: str) -> None:
+    """The worst error of a gradient; a panel for each op and dtype."""
+    shown = []
+    for op, dtype in dict.fromkeys((record.case.partition(" ")[0], record.dtype) for record in records):
+        here = [r for r in records if (r.case.partition(" ")[0], r.dtype) == (op, dtype)]
+        cells = [(r.provider, r.case.partition(" ")[2], worst(r.errors)) for r in here]
+        shown.append(panel_of(f"{op}, {dtype}", cells))
+    save(shown, path, f"Largest relative error of a gradient against fp64\n{about}", "|got - truth| / |truth|")
 
 
-def save_against(
-    axis: str, rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float | None]
-) -> None:
-    def panel_of(row: Row) -> str:
-        return ", ".join([f"{a} = {n}" for a, n in row.shape.items() if a not in (axis, *COUNTED)] + [row.dtype])
-
-    names = list(dict.fromkeys(map(panel_of, rows)))
-    figure = Figure(figsize=(max(5.2 * len(names), 7.5), 4.9), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0].tolist()
-    for axes, name in zip(panels, names, strict=True):
-        chosen = sorted((row for row in rows if panel_of(row) == name), key=lambda row: row.shape[axis])
-        for provider in ordered(chosen):
-            points = [(row.shape[axis], value(row)) for row in chosen if row.provider == provider]
-            points = [(x, y) for x, y in points if y is not None and y > 0]
-            style = "--" if provider == "floor" else "-"
-            if points:
-                axes.plot(*zip(*points, strict=True), f"o{style}", color=COLORS.get(provider, OTHER), label=provider)
+def draw_trends(series: list[Series], path: Path, about: str) -> None:
+    """Time against the axis that grows, with the exponent of the fitted power law; two panels in a row."""
+    height = (len(series) + 1) // 2
+    figure = Figure(figsize=(WIDTH, 3.4 * height + 0.8), dpi=110, layout="constrained")
+    panels = figure.subplots(height, 2, squeeze=False).ravel().tolist()
+    for axes, one in zip(panels, series, strict=False):
+        for provider in ordered(one.points):
+            style = "o--" if provider == "floor" else "o-"
+            label = f"{provider}: {one.axis}^{one.slopes[provider]:.2f}" if provider in one.slopes else provider
+            axes.plot(*zip(*one.points[provider], strict=True), style, color=color(provider), label=label, ms=4)
+        values = sorted({x for points in one.points.values() for x, _ in points})
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel(axis)
+        plainly(axes)
+        axes.set_xticks(values, [f"{value:,}" for value in values], fontsize=8)
+        axes.xaxis.minorticks_off()
+        axes.set_title(f"{one.case} ({one.rest})", fontsize=9)
+        axes.set_xlabel(f"{one.axis} ({one.meaning})")
+        axes.set_ylabel("median ms")
         axes.grid(alpha=0.35)
-    panels[0].set_ylabel(unit)
-    handles, labels = legend(panels)
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5) or 1, frameon=False)
-    figure.suptitle(title, fontsize=11)
+        axes.legend(fontsize=8, framealpha=0.6)
+    for axes in panels[len(series) :]:
+        axes.set_axis_off()
+    figure.suptitle(f"Time of a call against one axis, and the power of it that fits\n{about}", fontsize=11)
     figure.savefig(path)
 
 
-def ordered(rows: list[Row]) -> list[str]:
-    """Their providers, in the colours' order."""
-    present = {row.provider for row in rows}
+def plainly(axes: Axes) -> None:
+    """A logarithmic axis with the numbers themselves: 0.5, 1, 2, 5, 10."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def color(provider: str) -> str:
+    return COLORS.get(provider, OTHER)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Providers in the colours' order."""
+    present = set(names)
     return [name for name in COLORS if name in present] + sorted(present - set(COLORS))
 
 
-def save(
-    rows: list[Row], path: Path, title: str, unit: str, value: Callable[[Row], float | None], line: float | None = None
-) -> None:
-    rows = [row for row in rows if row.provider != "floor"]
-    axes = [axis for axis in rows[0].shape if axis not in COUNTED]
-    cases = list(dict.fromkeys((row.case, tuple(row.shape[axis] for axis in axes)) for row in rows))
-    dtypes = list(dict.fromkeys(row.dtype for row in rows))
-    providers = ordered(rows)
-    figure = Figure(figsize=(max(4.4 * len(cases), 7.5), 3.4 * len(dtypes) + 0.9), dpi=110, layout="constrained")
-    panels = figure.subplots(len(dtypes), len(cases), squeeze=False, sharey=True)
-    for i, dtype in enumerate(dtypes):
-        for j, (name, size) in enumerate(cases):
-            chosen = [r for r in rows if (r.dtype, r.case) == (dtype, name)]
-            if not chosen:  # a shape that is measured in another dtype only
-                panels[i][j].set_axis_off()
-                continue
-            panel(panels[i][j], chosen, providers, value)
-            panels[i][j].set_title(f"{name}: {' x '.join(axes)} = {' x '.join(map(str, size))}, {dtype}", fontsize=9)
-            if line is not None:
-                panels[i][j].axhline(line, color="black", lw=1, ls="--", zorder=3)
-        panels[i][0].set_ylabel(unit)
-    for lowest in panels[-1]:
-        lowest.set_xlabel("tokens without a label")
-    handles, names = legend(panels.ravel().tolist())
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+def panels(rows: list[Row], value: Callable[[Row], float | None]) -> list[Panel]:
+    """One for each dtype; cases in their order, each with its shares of ignored tokens."""
+    cases = list(dict.fromkeys(row.case for row in rows))
+    rows = sorted(rows, key=lambda row: (cases.index(row.case), row.ignored))
+    made = []
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        here = [row for row in rows if row.dtype == dtype and row.provider != "floor"]
+        cells = [(row.provider, place(row), value(row)) for row in here]
+        note = "; below each case: tokens without a label" if any("M" in row.shape for row in here) else ""
+        made.append(panel_of(f"{dtype}{note}", cells))
+    return made
+
+
+def place(row: Row) -> str:
+    return f"{row.case}\n{row.ignored:.0%}" if "M" in row.shape else row.case
+
+
+def panel_of(title: str, cells: Sequence[tuple[str, str, float | None]]) -> Panel:
+    """From (provider, place, value); what has no value, or 0, has no bar."""
+    values: dict[str, dict[str, float]] = {}
+    for provider, where, value in cells:
+        if value is not None and value > 0:
+            values.setdefault(provider, {})[where] = value
+    return Panel(title, list(dict.fromkeys(where for _, where, _ in cells)), values)
+
+
+def save(shown: list[Panel], path: Path, title: str, unit: str, line: float | None = None) -> None:
+    figure = Figure(figsize=(WIDTH, 3.2 * len(shown) + 1.1), dpi=110, layout="constrained")
+    rows = figure.subplots(len(shown), 1, squeeze=False)[:, 0].tolist()
+    for axes, panel in zip(rows, shown, strict=True):
+        bars(axes, panel)
+        axes.set_ylabel(unit)
+        if line is not None:
+            axes.axhline(line, color="black", lw=1, ls="--", zorder=3)
+    handles, names = legend(rows)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)) or 1, frameon=False)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path)
 
 
-def panel(axes: Axes, rows: list[Row], providers: list[str], value: Callable[[Row], float | None]) -> None:
-    shares = sorted({row.ignored for row in rows})
-    width = 0.84 / len(providers)
+def bars(axes: Axes, panel: Panel) -> None:
+    providers = ordered(panel.values)
+    width = 0.84 / max(1, len(providers))
     for k, provider in enumerate(providers):
-        points = [(shares.index(row.ignored), value(row)) for row in rows if row.provider == provider]
-        points = [(x, y) for x, y in points if y is not None and y > 0]
-        if not points:  # bars of nothing have a colour of their own, and the legend would take it
-            continue
-        bars = axes.bar(
-            [x - 0.42 + (k + 0.5) * width for x, _ in points], [y or 0.0 for _, y in points], width,
-            color=COLORS.get(provider, OTHER), label=provider, zorder=2,
-        )  # fmt: skip
+        values = panel.values[provider]
+        places = [panel.places.index(where) - 0.42 + (k + 0.5) * width for where in values]
+        drawn = axes.bar(places, list(values.values()), width, color=color(provider), label=provider, zorder=2)
         if provider == "fastft":
-            axes.bar_label(bars, fmt="%.3g", fontsize=7, padding=1)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
+            behind = {"facecolor": "white", "alpha": 0.75, "pad": 0.4, "linewidth": 0}  # beside it are taller bars
+            axes.bar_label(drawn, fmt="%.3g", fontsize=7, padding=2, zorder=4, bbox=behind)
+    plainly(axes)
+    axes.set_xticks(range(len(panel.places)), panel.places, fontsize=8)
+    axes.set_title(panel.title, fontsize=9)
     axes.grid(axis="y", which="major", alpha=0.35, zorder=0)
-    axes.margins(y=0.15)
+    axes.margins(x=0.02, y=0.15)
 
 
-def legend(panels: list[Axes]) -> tuple[list[object], list[str]]:
+def legend(panels: list[Axes]) -> tuple[list[Any], list[str]]:
     """One handle for each provider that is drawn anywhere."""
     found = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    order = [name for name in COLORS if name in found] + sorted(set(found) - set(COLORS))
+    order = ordered(found)
     return [found[name] for name in order], order

@@ -1,68 +1,17 @@
-"""The newest results as one page, and two pictures for each op: `python -m bench.report [folder]`.
+"""The newest results as one page with pictures: `python -m bench.report [folder] [--strict]`.
 
-Writes `report.md`, `<op>-time.png` and `<op>-memory.png` beside the rows, by default in the newest folder of
-`bench/results/`.
+Writes `report.md` and the pictures (`<op>-time.png`, `<op>-memory.png`, `scaling.png`, `accuracy.png`) beside the rows,
+by default in the newest folder of `bench/results/`. Prints the fitted powers, and what became slower since the last run
+of the same device; with `--strict` the exit code is 1 if anything did.
 """
 
 import argparse
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+import sys
 from pathlib import Path
-from typing import NamedTuple
 
-from bench import plots
-from bench.rows import ABSENT, COUNTED, Absence, Record, Row, load, newest
-
-DISTURBED = 0.1  # cores other processes used
-SUBJECT = "fastft"
-
-
-class Words(NamedTuple):
-    """What an op's numbers mean."""
-
-    floor: str
-    memory: str  # beyond what; empty where a process is counted whole
-    notes: str = ""
-    call: str = "forward and backward"
-    rated: str = "supervised rows"  # whose bytes GB/s are, or what is counted in a second
-    yardstick: str = "eager"
-    truth: str = "fp64, at the reduced size"
-    against: str | None = None  # axis of the pictures; without one they are bars, by share ignored
-
-
-WORDS = {
-    "linear_cross_entropy": Words("bare GEMMs of the supervised rows", "inputs and gradients"),
-    "cross_entropy": Words(
-        "a copy of the supervised rows",
-        "inputs",
-        " The gradient counts: a loss in place needs none. GB/s are one read and one write of the supervised rows over "
-        "the time, and the floor is a copy of them. A gradient that is not in place also holds zeros for ignored rows: "
-        "at 50, 85 and 95 % ignored that makes 1.5, 3.8 and 10.5 times the floor's bytes.",
-    ),
-    "embedding": Words(
-        "a copy of the touched rows' bytes",
-        "tables and optimizer state",
-        " A call is a training step in mid-run: lookup, backward, optimizer. U rows are touched. GB/s are what exact "
-        "AdamW of those rows must read or write (`bench/embedding.py`) over the time, and the floor is a copy of as "
-        "many bytes. `sparse-adam` and `fastft-lazy` are another optimizer, which leaves untouched rows alone; "
-        "providers called `rows-` train two rows of a frozen table.",
-        call="one training step",
-        rated="touched rows",
-        against="V",
-    ),
-    "trainer": Words(
-        "fastft's model on the same batches in a bare loop",
-        "",
-        " A call is a step of a trainer's own `train()`; tokens/s count no padding. What is beyond the floor is data, "
-        "clipping, reports: everything outside model, loss and optimizer. In cases called `-packed` fastft packs the "
-        "samples of a step into rows of L, transformers pads them to a row each, and `transformers-flat` is its "
-        "DataCollatorWithFlattening. B rows; M labels.",
-        call="one training step",
-        rated="tokens that are no padding",
-        yardstick="transformers",
-        truth="transformers'",
-    ),
-}
+from bench import compare, pages, plots
+from bench.rows import ABSENT, ACCURACY, SCALING, Absence, Accuracy, Row, load, newest
+from bench.trends import series_of
 
 
 def write(folder: Path) -> Path:
@@ -73,189 +22,60 @@ def write(folder: Path) -> Path:
     files = sorted(path for path in folder.glob("*.jsonl") if path.stem != ABSENT)
     if not files:
         raise FileNotFoundError(f"{folder}: no rows here; make some with pytest bench/<op>.py --record")
-    absent = load(folder / f"{ABSENT}.jsonl", Absence) if (folder / f"{ABSENT}.jsonl").exists() else []
-    parts = []
+    missing = load(folder / f"{ABSENT}.jsonl", Absence) if (folder / f"{ABSENT}.jsonl").exists() else []
+    older = compare.previous(folder)
+    parts = compare.section(folder, older, compare.changes(folder, older)) if older is not None else []
     for path in files:
+        absent = [absence for absence in missing if absence.op == path.stem]
+        if path.stem == ACCURACY:
+            records = load(path, Accuracy)
+            plots.draw_errors(records, folder / "accuracy.png", f"{records[0].device}; torch {records[0].torch}")
+            parts += pages.accuracy(records, absent)
+            continue
         rows = load(path, Row)
-        words = WORDS.get(path.stem, Words("the floor", "inputs"))
+        about = f"{rows[0].device}; torch {rows[0].torch}"
+        if path.stem == SCALING:
+            plots.draw_trends(series_of(rows), folder / "scaling.png", about)
+            parts += pages.scaling(rows, absent)
+            continue
+        words = pages.WORDS.get(path.stem, pages.Words("the floor", "inputs"))
         time, memory = (folder / f"{path.stem}-{what}.png" for what in ("time", "memory"))
-        about = f"{path.stem}, {words.call}; {rows[0].device}; torch {rows[0].torch}"
-        if words.against is None:
-            plots.draw(rows, time, memory, floor=words.floor, beyond=words.memory, about=about)
-        else:
-            plots.draw_against(words.against, rows, time, memory, beyond=words.memory, about=about)
-        parts += page(path.stem, words, rows, [absence for absence in absent if absence.op == path.stem])
+        about = f"{path.stem}, {words.call}; {about}"
+        plots.draw(rows, time, memory, floor=words.floor, beyond=words.memory, about=about)
+        parts += pages.page(path.stem, words, rows, absent)
     report = folder / "report.md"
     report.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return report
 
 
-def page(op: str, words: Words, rows: list[Row], absent: list[Absence]) -> list[str]:
-    first = rows[0]
-    commits = ", ".join(sorted({row.fastft for row in rows}))
-    days = sorted({row.taken[:10] for row in rows})
-    providers = ordered({row.provider for row in rows})
-    timed = [name for name in providers if name != "floor"]
-    unit = "GB/s" if first.gb_per_s is not None else "tokens/s" if first.tokens_per_s is not None else None
-    outputs = " and ".join(dict.fromkeys(name for row in rows for name in row.errors if name != "loss"))
-    cases = by_case(rows)
-    labels = ["case", " x ".join(axes(first)), "dtype", *(["ignored"] if labelled(first) else [])]
-    return [
-        f"# {op} on {first.device}",
-        "",
-        f"{first.driver}; torch {first.torch}; fastft {commits}; {days[0]} to {days[-1]}. How a number is made: "
-        "`bench/timing.py`. A provider whose results are wrong has no row.",
-        "",
-        f"![time]({op}-time.png)",
-        f"![memory]({op}-memory.png)",
-        "",
-        f"## {SUBJECT}",
-        "",
-        "`x floor`: time over the floor's. The other factors: how many times as fast as that provider. Memory is what "
-        f"a call takes at most, {plots.scope(words.memory)}.{words.notes}",
-        "",
-        *table(
-            [*labels, counted(first), "ms", *([unit] if unit else []), "x floor",
-             *(f"vs {name}" for name in timed if name != SUBJECT), "MiB", f"{words.yardstick}'s MiB"],
-            (subject_cells(case, timed, bool(unit), words.yardstick) for case in cases if SUBJECT in case),
-            len(labels),
-        ),
-        "## Time: median ms (multiple of the floor)",
-        "",
-        *by_provider(labels, providers, cases, time),
-        *([f"## {unit} of the {words.rated}", "", *by_provider(labels, providers, cases, rate)] if unit else []),
-        f"## Memory {plots.scope(words.memory)}: MiB",
-        "",
-        *by_provider(labels, timed, cases, memory),
-        *(
-            ["## Share of the step outside model, loss, backward and the optimizer's step", "",
-             *by_provider(labels, timed, cases, outside)]
-            if any(row.outside is not None for row in rows)
-            else []
-        ),
-        f"## Largest relative error of {outputs} against {words.truth}",
-        "",
-        *by_provider(labels, timed, cases, error),
-        *absences(absent),
-        *disturbances(rows),
-    ]  # fmt: skip
-
-
-Case = dict[str, Row]  # provider -> row
-
-
-def ordered(providers: Iterable[str]) -> list[str]:
-    """The floor, fastft, then the others by name, eager first."""
-    rank = {"floor": 0, SUBJECT: 1, "eager": 2}
-    return sorted(providers, key=lambda name: (rank.get(name, 3), name))
-
-
-def by_case(rows: Iterable[Row]) -> list[Case]:
-    cases: dict[tuple[object, ...], Case] = defaultdict(dict)
-    for row in rows:
-        cases[(row.device, row.case, str(row.shape), row.dtype, row.ignored)][row.provider] = row
-    return list(cases.values())
-
-
-def axes(row: Row) -> list[str]:
-    """Of the case's shape: all but what follows from the case."""
-    return [axis for axis in row.shape if axis not in COUNTED]
-
-
-def counted(row: Row) -> str:
-    """What follows from the case: M from the ignored share, U from the ids."""
-    return next(axis for axis in row.shape if axis in COUNTED)
-
-
-def labelled(record: Record) -> bool:
-    """Whether some of the case's tokens have no label."""
-    return "M" in record.shape
-
-
-def conditions(record: Record) -> list[str]:
-    return [record.dtype, *([f"{record.ignored:.0%}"] if labelled(record) else [])]
-
-
-def place(case: Case) -> list[str]:
-    row = next(iter(case.values()))
-    size = " x ".join(str(row.shape[axis]) for axis in axes(row))
-    return [row.case, size, *conditions(row)]
-
-
-def subject_cells(case: Case, timed: list[str], rated: bool, yardstick: str) -> list[str]:
-    own = case[SUBJECT]
-    rates = [rate(own)] if rated else []
-    cells = [*place(case), str(own.shape[counted(own)]), f"{own.ms_median:.1f}", *rates, f"{1 / own.floor_share:.2f}"]
-    for name in timed:
-        if name == SUBJECT:
-            continue
-        other = case.get(name)
-        factor = own.eager_factor if name == "eager" else other and other.ms_median / own.ms_median
-        cells.append("" if factor is None else f"{factor:.2f}")
-    return [*cells, memory(own), memory(case.get(yardstick))]
-
-
-def time(row: Row | None) -> str:
-    return "" if row is None else f"{row.ms_median:.1f} ({1 / row.floor_share:.2f})"
-
-
-def rate(row: Row | None) -> str:
-    if row is not None and row.tokens_per_s is not None:
-        return f"{row.tokens_per_s:.0f}"
-    return "" if row is None or row.gb_per_s is None else f"{row.gb_per_s:.{1 if row.gb_per_s >= 10 else 2}f}"
-
-
-def memory(row: Row | None) -> str:
-    return "" if row is None or row.peak_mib is None else f"{row.peak_mib:.0f}"
-
-
-def outside(row: Row | None) -> str:
-    return "" if row is None or row.outside is None else f"{row.outside:.1%}"
-
-
-def error(row: Row | None) -> str:
-    return "" if row is None else f"{max(value for name, value in row.errors.items() if name != 'loss'):.1e}"
-
-
-def by_provider(
-    labels: list[str], providers: list[str], cases: list[Case], cell: Callable[[Row | None], str]
-) -> list[str]:
-    lines = ([*place(case), *(cell(case.get(p)) for p in providers)] for case in cases)
-    return table([*labels, *providers], lines, len(labels))
-
-
-def table(head: list[str], lines: Iterable[list[str]], words: int) -> list[str]:
-    """The first `words` columns are words."""
-    rule = ["---" if column < words else "---:" for column in range(len(head))]
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)] + [""]
-
-
-def absences(absent: list[Absence]) -> list[str]:
-    if not absent:
-        return []
-    where = defaultdict(list)
-    for absence in absent:
-        where[absence.provider, absence.reason].append(" ".join([absence.case, *conditions(absence)]))
-    listed = [f"* **{p}**: {reason} ({', '.join(places)})" for (p, reason), places in where.items()]
-    return ["## No row", "", *listed, ""]
-
-
-def disturbances(rows: list[Row]) -> list[str]:
-    loud = [row for row in rows if (row.other_cores or 0.0) > DISTURBED]
-    if not loud:
-        return []
-    note = "Other processes used more than a tenth of a core during all of their samples; worth repeating:"
-    listed = (f"{' '.join([row.case, *conditions(row)])} {row.provider} ({row.other_cores:.1f} cores)" for row in loud)
-    return ["## Disturbed", "", note, "", *(f"* {text}" for text in listed), ""]
+def summary(folder: Path) -> tuple[list[str], bool]:
+    """Fitted powers and regressions in a line each, and whether there are regressions."""
+    lines = []
+    if (folder / f"{SCALING}.jsonl").exists():
+        for one in series_of(load(folder / f"{SCALING}.jsonl", Row)):
+            powers = ", ".join(f"{name} {power:.2f}" for name, power in one.slopes.items())
+            lines.append(f"time ~ {one.axis}^b, {one.case}: {powers}")
+    older = compare.previous(folder)
+    if older is None:
+        return [*lines, "no older run of this device"], False
+    slower = [change for change in compare.changes(folder, older) if change.regressed]
+    lines += [f"slower than {older.name}: {compare.sentence(change)}" for change in slower]
+    return [*lines, *([] if slower else [f"nothing is slower than in {older.name}"])], bool(slower)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="a folder of rows (default: the newest)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if something became slower")
+    options = parser.parse_args()
     try:
-        print(write(parser.parse_args().folder or newest()))
+        folder = (options.folder or newest()).resolve()
+        print(write(folder))
+        lines, slower = summary(folder)
     except (FileNotFoundError, ValueError) as problem:
         parser.error(str(problem))
+    print(*lines, sep="\n")
+    sys.exit(1 if options.strict and slower else 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What one measurement says about itself, and where it is kept.
 
 `bench/results/<date>-<device>/<op>.jsonl` holds one row a line and only grows: the newest row of a case and provider
-counts. `absent.jsonl` beside it says who has no row, and why.
+counts. `absent.jsonl` beside it says who has no row, and why; `accuracy.jsonl` holds errors, without times.
 """
 
 import datetime
@@ -13,12 +13,13 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-ABSENT = "absent"
+ABSENT, ACCURACY, SCALING = "absent", "accuracy", "scaling"  # files that are not those of one op
 COUNTED = ("M", "U")  # in a shape, what follows from the case: supervised tokens, touched rows
 
 
@@ -68,8 +69,16 @@ class Absence(Where):
     reason: str
 
 
-Record = Row | Absence
-Kind = TypeVar("Kind", Row, Absence)
+@dataclass(frozen=True)
+class Accuracy(Where):
+    """How far one provider is from fp64, relative (Frobenius norm); also of those whom the check keeps from a `Row`."""
+
+    errors: dict[str, float]  # of each output
+    eager: dict[str, float]  # eager's own, at the same dtype, on the same values
+
+
+Record = Row | Absence | Accuracy
+Kind = TypeVar("Kind", Row, Absence, Accuracy)
 
 
 def key(record: Record) -> tuple[object, ...]:
@@ -147,7 +156,7 @@ def newest(root: Path = RESULTS) -> Path:
 def append(records: Iterable[Record], root: Path = RESULTS) -> None:
     """Adds each record to the file of its op and device."""
     for record in records:
-        name = record.op if isinstance(record, Row) else ABSENT
+        name = ABSENT if isinstance(record, Absence) else record.op
         path = folder(record.device, root) / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -157,17 +166,33 @@ def append(records: Iterable[Record], root: Path = RESULTS) -> None:
 def load(path: Path, kind: type[Kind]) -> list[Kind]:
     """The newest record of each key in a file, in the order in which the keys first appear.
 
-    A line from before a field with a default was there lacks it. Raises `ValueError`, naming file and line, for a line
-    that is not a record of this kind.
+    A line from before a field with a default was there lacks it. Raises `ValueError`, naming file, line and fields, for
+    a line that is not a record of this kind: a field missing, unknown, or of another type than the class says.
     """
     newest: dict[tuple[object, ...], Kind] = {}
-    known = {field.name for field in fields(kind)}
+    known = {field.name: field.type for field in fields(kind)}
     needed = {field.name for field in fields(kind) if field.default is MISSING}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         values = json.loads(line)
-        if odd_ones := (needed - values.keys()) | (values.keys() - known):
+        if odd_ones := (needed - values.keys()) | (values.keys() - known.keys()):
             odd = ", ".join(sorted(odd_ones))
             raise ValueError(f"{path}:{number}: not a {kind.__name__}; missing or unknown: {odd}")
+        for name, value in values.items():
+            if not fits(value, known[name]):
+                wanted = known[name] if get_args(known[name]) else getattr(known[name], "__name__", known[name])
+                raise ValueError(f"{path}:{number}: not a {kind.__name__}; {name} is {value!r}, not {wanted}")
         record = kind(**values)
         newest[key(record)] = record
     return list(newest.values())
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether a value out of JSON, which may write a float without its point, is of a field's type."""
+    inner = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(fits(value, each) for each in inner)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+    return type(value) is kind or (kind is float and type(value) is int) or (kind is type(None) and value is None)

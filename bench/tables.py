@@ -4,7 +4,7 @@ N positions, D width, V rows, U rows touched by a batch (mean); table (V, D), id
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -36,18 +36,18 @@ def ranked(V: int) -> Tensor:
 
 
 @cache
-def batches(N: int, V: int) -> Tensor:
-    """(BATCHES, N) ids, Zipf-distributed with exponent 1."""
+def batches(N: int, V: int, among: int | None = None) -> Tensor:
+    """(BATCHES, N) ids, Zipf-distributed with exponent 1, of the `among` most frequent rows, or of all."""
     random = torch.Generator().manual_seed(0)
-    share = torch.arange(1, V + 1, dtype=torch.float64).reciprocal().cumsum(0)
+    share = torch.arange(1, (among or V) + 1, dtype=torch.float64).reciprocal().cumsum(0)
     drawn = torch.rand(BATCHES, N, dtype=torch.float64, generator=random)
     return ranked(V)[torch.searchsorted(share / share[-1], drawn)]
 
 
 @cache
-def touched(N: int, V: int) -> int:
+def touched(N: int, V: int, among: int | None = None) -> int:
     """Rows that a batch touches, on average."""
-    return round(sum(len(ids.unique()) for ids in batches(N, V)) / BATCHES)
+    return round(sum(len(ids.unique()) for ids in batches(N, V, among)) / BATCHES)
 
 
 def traffic(N: int, D: int, U: int, itemsize: int) -> int:
@@ -92,7 +92,7 @@ class TableInputs:
 
 @dataclass(frozen=True)
 class Table(Case):
-    """One case of training an embedding table."""
+    """One case of training an embedding table; `among`: ids are of so many rows only, the most frequent ones."""
 
     name: str
     N: int
@@ -100,6 +100,7 @@ class Table(Case):
     V: int
     dtype: str = "fp32"
     device: str = "cpu"
+    among: int | None = None
     ignored = 0.0
 
     @property
@@ -108,11 +109,11 @@ class Table(Case):
 
     @property
     def shape(self) -> dict[str, int]:
-        return {**self.size, "U": touched(self.N, self.V)}
+        return {**self.size, "U": touched(self.N, self.V, self.among)}
 
     @property
     def traffic(self) -> int:
-        return traffic(self.N, self.D, touched(self.N, self.V), DTYPES[self.dtype].itemsize)
+        return traffic(self.N, self.D, self.shape["U"], DTYPES[self.dtype].itemsize)
 
     @property
     def eager_bytes(self) -> int:
@@ -121,6 +122,10 @@ class Table(Case):
 
     def __str__(self) -> str:
         return self.place
+
+    def reduced(self) -> "Table":
+        small = super().reduced()
+        return replace(small, among=self.among and min(self.among, small.V))
 
     def inputs(self, upcast: torch.dtype | None = None, seed: int = 0) -> TableInputs:
         """A table as models initialise it, gradients of unit variance; always the same for a case."""
@@ -131,7 +136,7 @@ class Table(Case):
             values = torch.randn(rows, self.D, generator=random, device=self.device).mul_(std)
             return values.to(dtype).to(upcast or dtype)
 
-        ids = batches(self.N, self.V).to(self.device)
+        ids = batches(self.N, self.V, self.among).to(self.device)
         chosen = ranked(self.V)[list(CHOSEN_RANKS)].tolist()
         initial, noise = normal(self.V, TABLE_STD), normal(self.N + BATCHES, GRADIENT_STD)
         return TableInputs(initial, ids, noise, chosen, self.traffic)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from bench import checks, peers, plots, report, rows
 from bench.cases import DTYPES, Head
-from bench.contest import Slow
+from bench.contest import Contest, Slow, expect
 from bench.linear_cross_entropy import OP, floor, step
 from bench.peers import LINEAR_CROSS_ENTROPY, Peer
-from bench.shapes import HEADS, IGNORED_SHARES, head_cases
+from bench.shapes import HEADS, IGNORED_SHARES, head_cases, of_extent
 from bench.timing import Lap, Race, peak_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -262,6 +262,26 @@ def test_a_peer_known_to_be_too_slow_is_left_out() -> None:
     assert not Slow(1.0).absent(OP, TINY)
 
 
+def test_what_is_measured_unless_more_is_asked_for() -> None:
+    whole = head_cases({"cpu": HEADS["cpu"]})
+    usual = {(case.name, case.dtype, case.ignored) for case in of_extent("usual", whole)}
+    assert {(name, dtype, 0.85) for name in HEADS["cpu"] for dtype in DTYPES} < usual
+    assert {place for place in usual if place[2] != 0.85} == {("smollm2", dtype, 0.0) for dtype in DTYPES}
+    assert of_extent("all", whole) == whole
+
+
+def test_a_smoke_run_fails_on_a_provider_that_raises(provider: Callable[[str, peers.Loss], None]) -> None:
+    """One that is wrong has no row, and that is all; one that is not installed as well."""
+    provider("raises", lambda x, w, y: x.undefined)
+    provider("wrong", lambda x, w, y: 1.001 * F.cross_entropy(F.linear(x, w), y))
+    contest = Contest(OP, TINY, ("raises", "wrong", "eager", "quack"), cap=0.01, most=1)
+    assert contest.absent.keys() == {"raises", "wrong"}
+    with pytest.raises(RuntimeError, match=r"^providers do not run: raises: AttributeError: [^;]*$"):
+        expect(True, contest.absent, contest.broken)
+    expect(False, contest.absent, contest.broken)
+    expect(True, contest.absent, [])
+
+
 def test_smoke_run_and_report(tmp_path: Path) -> None:
     """The whole way: pytest, rows on disk, page and pictures."""
     command = [
@@ -292,12 +312,23 @@ def test_smoke_run_and_report(tmp_path: Path) -> None:
 
 
 def test_a_panel_without_a_provider_leaves_the_legend_its_color() -> None:
-    timed, _ = records(OP, TINY, chosen=("eager", "fastft"))
-    panels = Figure().subplots(1, 2).tolist()
-    for axes, shown in zip(panels, (list(timed.values()), [timed["fastft"]]), strict=True):
-        plots.panel(axes, shown, ["fastft", "eager"], lambda row: row.ms_median)
-    handles, names = plots.legend(panels)
+    axes = Figure().subplots(1, 2).tolist()
+    for one, providers in zip(axes, (("fastft", "eager"), ("fastft",)), strict=True):
+        plots.bars(one, plots.Panel("", ["a"], {name: {"a": 2.0} for name in providers}))
+    handles, names = plots.legend(axes)
     assert [to_hex(handle.patches[0].get_facecolor()) for handle in handles] == [plots.COLORS[n] for n in names]  # type: ignore[attr-defined]
+
+
+def test_panels_hold_what_was_measured() -> None:
+    """One for each dtype, in it the cases in their order, each with its shares in theirs; the floor is the line."""
+    timed, _ = records(OP, TINY, chosen=("fastft",))
+    row, floor = timed["fastft"], timed["floor"]
+    made = [replace(row, ignored=0.85), replace(row, dtype="bf16", case="half"), row, replace(row, case="other"), floor]
+    fp32, bf16 = plots.panels(made, lambda row: row.ignored + 1)
+    assert fp32.title.startswith("fp32; ")
+    assert fp32.places == ["tiny\n50%", "tiny\n85%", "other\n50%"]
+    assert fp32.values == {"fastft": {"tiny\n50%": 1.5, "tiny\n85%": 1.85, "other\n50%": 1.5}}
+    assert bf16.places == ["half\n50%"]
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.rows import Row, load
+from bench.rows import RESULTS, Row, load
 
 ROOT = Path(__file__).parents[2]
 IGNORED = 0.85
@@ -42,6 +42,27 @@ def test_the_table_is_measured() -> None:
         entry for entry in text.splitlines() if entry.startswith("|") and "x floor" not in entry and "---" not in entry
     ]
     assert sorted(shown) == sorted(expected)
+
+
+def newest(pattern: str) -> Path:
+    """The newest folder of results whose device is, or is not, one of NVIDIA's."""
+    return max(
+        (path.parent for path in RESULTS.glob("*/*.jsonl") if re.search(pattern, path.parent.name)),
+        key=lambda path: path.name,
+        default=Path("none"),
+    )
+
+
+def test_the_pictures_are_the_newest() -> None:
+    """At least one of each kind of device that has results, each in the newest folder of its kind."""
+    text, _ = measured()
+    shown = [ROOT / path for path in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)]
+    kinds = {newest(r"^(?!.*nvidia)"), newest("nvidia")} - {Path("none")}
+    assert {picture.parent for picture in shown} == kinds
+    for picture in shown:
+        assert picture.read_bytes().startswith(b"\x89PNG"), picture
+    assert "make bench " in text
+    assert "bench/gpu.sh" in text
 
 
 def test_the_sentences_are_measured() -> None:

@@ -12,6 +12,7 @@ import torch
 from runs import ALONE, Laps
 
 from bench import matches, report, rows
+from bench.contest import expect
 from bench.matches import Match, Process, TrainerContest
 from bench.rows import Absence, Row
 from bench.timing import Lap
@@ -125,6 +126,10 @@ def test_a_trainer_that_is_not_there_is_absent_and_fastft_goes_on(contest: Calla
     assert timed.keys() == {"fastft", "floor"}
     assert timed["fastft"].eager_factor is None
     assert absent == {"transformers": "ImportError: not installed"}
+    missing = contest({"fastft": 1.0})
+    with pytest.raises(RuntimeError, match="do not run: transformers: ImportError"):  # as a smoke run does
+        expect(True, missing.absent, missing.broken)
+    missing.close()
 
 
 def test_processes_end_with_the_race(contest: Callable[..., TrainerContest]) -> None:
