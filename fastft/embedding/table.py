@@ -5,15 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastft.optim.gradient import Groups, coalesced, grouped, row_gradient
+from fastft.embedding.compiled import check_in_range, enter, lookup, sum_rows
+from fastft.optim.gradient import Groups, grouped, row_gradient
 
 
 class SparseEmbedding(nn.Embedding):
     """`torch.nn.Embedding` whose weight has a compact row gradient, for `fastft.optim.SparseAdamW` and its kin.
 
-        y[n] = weight[ids[n]];   weight.grad: sparse COO (V, D), coalesced: each touched row once, the sum over its
-        positions, in fp32, in order of position: the same bits each time
+        y[n] = weight[ids[n]]
+        weight.grad[r] = sum over n with ids[n] = r of y.grad[n], for touched rows r
 
+    The gradient is a coalesced sparse COO tensor (V, D), summed in fp32 in order of position: the same bits each time.
     No (V, D) gradient exists, and gradients of several backward passes add up by rows. Under the semantics "dense" of
     those optimizers forward reads each row as dense training would have left it, whether or not it has been written.
 
@@ -28,7 +30,9 @@ class SparseEmbedding(nn.Embedding):
         IndexError: an id outside [0, V), on the CPU.
         ValueError: max_norm or scale_grad_by_freq, which need more than the touched rows' gradient.
 
-    Under `torch.compile` the lookup runs outside the graph.
+    Under `torch.compile`, also with fullgraph=True, values and gradient are the same, bit by bit. The gradient is then
+    in `weight.grad` once backward has run, but `torch.autograd.grad` has none for the weight, and hooks of the weight
+    are refused (RuntimeError, in backward).
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, **options: Any) -> None:
@@ -36,6 +40,8 @@ class SparseEmbedding(nn.Embedding):
             if options.get(name):
                 raise ValueError(f"{name} is {options[name]!r}; SparseEmbedding has none: use torch.nn.Embedding")
         super().__init__(num_embeddings, embedding_dim, padding_idx, **{**options, "sparse": True})
+        self.mark = torch.zeros((), device="cpu", requires_grad=True)
+        self.number = enter(self)
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding) -> "SparseEmbedding":
@@ -54,15 +60,22 @@ class SparseEmbedding(nn.Embedding):
         made.weight = embedding.weight
         return made.train(embedding.training)
 
-    @torch.compiler.disable(reason="fastft.embedding: a sparse gradient has no place in a graph")  # type: ignore[untyped-decorator, no-untyped-call]
     def forward(self, input: Tensor) -> Tensor:
         if input.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"ids are {input.dtype}; expected int64 or int32")
+        if torch.compiler.is_compiling():
+            compiled: Tensor = lookup(self.weight, input, self.mark if self.weight.requires_grad else None, self.number)
+            return compiled
         check_in_range(input, self.num_embeddings)
         if not hasattr(self.weight, "sums_rows") and self.weight.requires_grad:
             self.weight.sums_rows = self.weight.register_post_accumulate_grad_hook(sum_rows)  # type: ignore[attr-defined, no-untyped-call]
         rows: Tensor = Lookup.apply(self.weight, input.reshape(-1).long(), self.padding_idx)  # type: ignore[no-untyped-call]
         return rows.view(*input.shape, self.embedding_dim)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is a table of its own."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.number = enter(self)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         weight, optimizer = self.weight, getattr(self.weight, "row_optimizer", None)
@@ -105,18 +118,3 @@ class Lookup(torch.autograd.Function):
             groups = groups.without(ctx.padding_idx)
         weight.summed = len(groups.touched)
         return row_gradient(groups, grad, weight.shape, weight.dtype), None, None
-
-
-def sum_rows(weight: Tensor) -> None:
-    """After each backward: what several left of a row becomes one."""
-    summed: int | None = weight.__dict__.pop("summed", None)
-    if weight.grad is not None and weight.grad.is_sparse:  # as many rows as one lookup left are those rows
-        weight.grad = coalesced(weight.grad, known=weight.grad._nnz() == summed)
-
-
-def check_in_range(ids: Tensor, rows: int) -> None:
-    if ids.device.type == "cpu" and ids.numel():
-        low, high = (int(x) for x in torch.aminmax(ids))
-        if low < 0 or high >= rows:
-            position = int(((ids < 0) | (ids >= rows)).reshape(-1).nonzero()[0, 0])
-            raise IndexError(f"ids[{position}] (flattened) is {int(ids.reshape(-1)[position])}; expected 0..{rows - 1}")

@@ -60,7 +60,8 @@ class Rule:
 class SparseAdamW(RowOptimizer):
     r"""AdamW (arXiv:1711.05101) for `SparseEmbedding` tables, equal to `torch.optim.AdamW` over the whole table.
 
-        p <- p (1 - lr weight_decay);   m <- beta1 m + (1 - beta1) g;   v <- beta2 v + (1 - beta2) g^2
+        p <- p (1 - lr weight_decay)
+        m <- beta1 m + (1 - beta1) g;   v <- beta2 v + (1 - beta2) g^2
         p <- p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
 
     for every row at every step, g = 0 where no id was; computed only for rows that are read or touched. State (8 bytes

@@ -32,13 +32,21 @@ def grouped(ids: Tensor, rows: int) -> Groups:
     return Groups(*dispatch.pick("grouping", dispatch.BACKENDS, "auto", ids, rows).grouped(ids, rows))
 
 
+def row_sums(groups: Groups, grad: Tensor) -> Tensor:
+    """(U, D) from what was read of a table, (N, D): its sum for each touched row, in fp32 (fp64 for fp64), in order of
+    position.
+    """
+    kernel = dispatch.pick("segment_sum", dispatch.BACKENDS, "auto", grad)
+    sums: Tensor = kernel.segment_sum(grad, groups.order, groups.ends)
+    return sums
+
+
 def row_gradient(groups: Groups, grad: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
     """Gradient of a table of `size` (V, D) from that of what was read of it, (N, D).
 
     Coalesced: each touched row once, its values summed in fp32 (fp64 for fp64), in order of position.
     """
-    kernel = dispatch.pick("segment_sum", dispatch.BACKENDS, "auto", grad)
-    values = kernel.segment_sum(grad, groups.order, groups.ends).to(dtype)
+    values = row_sums(groups, grad).to(dtype)
     return torch.sparse_coo_tensor(groups.touched[None], values, size, is_coalesced=True, check_invariants=False)
 
 

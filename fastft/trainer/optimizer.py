@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fastft.dispatch import optional
-from fastft.embedding import SparseEmbedding
+from fastft.embedding import SparseEmbedding, tie_lookups
 from fastft.embedding.model import output_embedding, own_weight, owner_of
 from fastft.optim import SparseAdamW
 from fastft.trainer.config import TrainConfig
@@ -69,7 +70,8 @@ def set_rates(optimizers: Sequence[Optimizer], factor: float) -> None:
 
 
 def use_row_updates(model: nn.Module, config: TrainConfig) -> None:
-    """Put a `SparseEmbedding` in the place of the input embedding where that applies.
+    """Put a `SparseEmbedding` in the place of the input embedding where that applies. One that is tied to the head
+    stays, and its row sums go into the head's gradient (`tie_lookups`).
 
     Raises:
         ValueError: `sparse_embeddings` is true, and it does not; the message says why.
@@ -81,6 +83,8 @@ def use_row_updates(model: nn.Module, config: TrainConfig) -> None:
     if reason is not None:
         if config.sparse_embeddings:
             raise ValueError(f"sparse_embeddings is true, but {reason}")
+        with suppress(TypeError, ValueError):  # a kind of embedding that it does not know
+            tie_lookups(model)
         return
     table = owner.get_input_embeddings()
     path = next(path for path, module in owner.named_modules() if module is table)

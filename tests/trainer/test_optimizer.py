@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from fastft.embedding import SparseEmbedding
+from fastft.embedding import SparseEmbedding, TiedEmbedding
 from fastft.optim import SparseAdamW
 from fastft.trainer.optimizer import make_optimizers
 
@@ -153,6 +153,19 @@ def test_an_untied_table_is_stepped_by_row_as_adamw_would(
     for name, weight in weights(dense).items():
         torch.testing.assert_close(weights(rows)[name], weight, rtol=1e-4, atol=1e-6)
     assert rows.state.total.mean_loss == pytest.approx(dense.state.total.mean_loss, rel=1e-5)
+
+
+def test_a_tied_table_has_one_gradient(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    course: dict[str, Any] = {"weight_decay": 0.1, "max_steps": 12, "warmup_steps": 0.2}
+    tied = make_trainer(**course)
+    assert isinstance(tied.model.get_input_embeddings(), TiedEmbedding)
+    dense = make_trainer(**course, sparse_embeddings=False, output_dir=str(tmp_path / "dense"))
+    assert type(dense.model.get_input_embeddings()) is nn.Embedding
+    assert tied.model.get_input_embeddings().weight is tied.model.lm_head.weight
+    tied.train()
+    dense.train()
+    for name, weight in weights(dense).items():
+        torch.testing.assert_close(weights(tied)[name], weight, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_resume_bit_for_bit(make_trainer: MakeTrainer, untied_dir: str, tmp_path: Path) -> None:
