@@ -21,9 +21,8 @@ class TiedEmbedding(nn.Embedding):
     (encoder and decoder), gradient accumulation and checkpointing are as ever; where no head takes part the gradient
     is made dense.
 
-    Args:
-        as in `torch.nn.Embedding`, but no max_norm, scale_grad_by_freq or sparse. Row `padding_idx` learns from the
-        head alone.
+    Arguments are `torch.nn.Embedding`'s, but no max_norm, scale_grad_by_freq or sparse. Row `padding_idx` learns from
+    the head alone.
 
     `forward(ids)`: ids (...) -> (..., D), `torch.nn.Embedding`'s values. Its gradient too, dense as torch's is, under
     `torch.compile`, with `create_graph=True` and of a weight that is a tensor subclass (DTensor).

@@ -116,7 +116,9 @@ class TrainConfig:
     )
     optimizer_args: dict[str, Any] | None = option(None, "further arguments of that class")
     sparse_embeddings: bool | None = option(
-        None, "step only the touched rows of an untied input embedding, exactly as AdamW would; null: where it applies"
+        None,
+        "step only the touched rows of an untied input embedding, exactly as AdamW would; add those of a tied one into "
+        "the head's gradient; null: where it applies",
     )
     param_groups: list[dict[str, Any]] | None = option(
         None, "rates of their own: [{params: [names], learning_rate, weight_decay}]; the first that matches counts"
