@@ -105,7 +105,7 @@ void cross_entropy_row(const CrossEntropyRows& a, int64_t row) {
   float* stats = a.stats + row;
   if (y < 0) {
     for (int k = 0; k < 5; ++k) stats[k * a.rows] = 0.0f;
-    if (dx) std::memset(dx, 0, a.vocab * sizeof(T));
+    if (dx && y == -1) std::memset(dx, 0, a.vocab * sizeof(T));
     return;
   }
   // The target is kept apart: [0, y), y, (y, V).

@@ -11,7 +11,8 @@ struct CrossEntropyRows {
   int64_t logits_stride;
   void* grad;  // (rows, vocab) or null
   int64_t grad_stride;
-  const int64_t* target;      // (rows,); negative: the row is not read, its statistics and gradient are 0
+  const int64_t* target;  // (rows,); negative: the row is not read, its statistics are 0, and so is its
+                          // gradient for -1; below, that is left as it is: zeros, as the system gives them
   const float* coefficients;  // (rows, 3): label, smooth, lse_square; see math/row.h
   const float* q;             // (vocab,), sums to 1; null for 1 / vocab
   float scale, softcap;       // softcap 0: none

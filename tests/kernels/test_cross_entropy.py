@@ -121,6 +121,23 @@ def test_in_place(dtype: torch.dtype, vocab: int, kernel: ModuleType, takes: Cal
     assert_alike("statistics without a gradient", rows.run(kernel, rows.z, 0.5, 4.0), beside, backend)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_gradient_of_rows_below_minus_one_is_left_alone(
+    dtype: torch.dtype, kernel: ModuleType, takes: Callable[..., None], backend: str
+) -> None:
+    if backend != "cpu":
+        pytest.skip(f"{backend}: writes zeros, as for -1")
+    takes(dtype)
+    rows = Rows(9, 33, dtype)
+    grad, left = torch.full_like(rows.z, torch.nan), torch.full_like(rows.z, 7.0)
+    stats, skipped = rows.run(kernel, rows.z, grad=grad), rows.target < 0
+    rows.target[skipped] = -2
+    assert torch.equal(rows.run(kernel, rows.z, grad=left), stats)
+    assert skipped.any()
+    assert (left[skipped] == 7).all()
+    assert torch.equal(left[~skipped], grad[~skipped])
+
+
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf])
 def test_skipped_rows_are_not_read_and_get_zeros(junk: float, kernel: ModuleType) -> None:
     rows = Rows(9, 33)

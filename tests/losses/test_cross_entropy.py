@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tolerance import no_worse
 from torch import Tensor
 
+from fastft.kernels.cpu import memory
 from fastft.losses import cross_entropy
 from losses import eager
 from losses.cases import DTYPES, MEAN_OPTIONS, OPTIONS, REDUCTIONS, SHARES, problem, with_ignored
@@ -272,3 +273,28 @@ def test_class_probabilities_are_torchs_own(reduction: str, options: dict[str, f
     expected = F.cross_entropy(z, target, weight, reduction=reduction, **rest)
     got = cross_entropy(p.z, target, weight, reduction=reduction, backend=backend, **options)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_gradients_in_zeros_of_the_system(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits, exactly 0 where ignored, memory that can be written and outlives the call."""
+    torch.manual_seed(0)
+    z = torch.randn(360, 50_000).to(dtype).requires_grad_()
+    y = torch.randint(0, 50_000, (360,)).masked_fill(torch.rand(360) < 0.85, -100)
+    with torch.no_grad():
+        z[y == -100] = torch.nan
+    assert z.nbytes > memory.FRESH
+    given: list[Tensor | None] = []
+    monkeypatch.setattr(memory, "zeros", lambda *args, zeros=memory.zeros: given.append(zeros(*args)) or given[-1])
+    grads = [torch.autograd.grad(cross_entropy(z, y, backend="cpu"), z)[0] for _ in range(2)]
+    assert all(isinstance(buffer, Tensor) for buffer in given)
+    assert len(given) == 2
+    monkeypatch.setattr(memory, "FRESH", z.nbytes + 1)
+    (plain,) = torch.autograd.grad(cross_entropy(z, y, backend="cpu"), z)
+    assert given[2] is None
+    given.clear()
+    for grad in grads:
+        assert torch.equal(grad, plain)
+        assert (grad[y == -100] == 0).all()
+        grad.add_(1)
+        assert grad.isfinite().all()

@@ -26,7 +26,8 @@ def cross_entropy(
 ) -> Tensor:  # fmt: skip
     """Statistics (5, M) fp32: nll, lse, q.z, entropy, correct; `grad` (M, V) is written, may be `logits`.
 
-    `target` (M,) int64, negative for a row to skip, below V; `coefficients` (M, 3) fp32; `q` (V,) fp32.
+    `target` (M,) int64, negative for a row to skip (below -1 its row of `grad` is not written), below V;
+    `coefficients` (M, 3) fp32; `q` (V,) fp32.
     """
     if logits.stride(1) != 1:
         logits = logits.contiguous()
