@@ -120,11 +120,12 @@ def driver(device: str) -> str:
 
 
 def commit() -> str:
-    """The checkout's short commit, with `+` where tracked files differ from it; or FASTFT_COMMIT's word."""
+    """The checkout's short commit, with `+` where tracked files but for results differ from it; or FASTFT_COMMIT's
+    word."""
     if named := os.environ.get("FASTFT_COMMIT"):
         return named
     revision = _output(["git", "rev-parse", "--short=10", "HEAD"])
-    changed = _output(["git", "status", "--porcelain", "--untracked-files=no"])
+    changed = _output(["git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results"])
     return revision + ("+" if changed not in ("", "unknown") else "")
 
 
