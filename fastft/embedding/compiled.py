@@ -58,9 +58,7 @@ def add_row_gradient(grad: Tensor, ids: Tensor, number: Tensor, call: int) -> Te
             "the weight of a compiled SparseEmbedding has hooks, which would not see its gradient: remove them, or run "
             "the model without torch.compile"
         )
-    groups = grouped(ids.reshape(-1).long(), len(weight))
-    if table.padding_idx is not None:
-        groups = groups.without(table.padding_idx)
+    groups = grouped(ids.reshape(-1).long(), len(weight)).without(table.padding_idx)
     new = row_gradient(groups, grad.reshape(-1, weight.shape[1]), weight.shape, weight.dtype)
     if weight.grad is None:
         weight.grad = new

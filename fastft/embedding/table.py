@@ -114,7 +114,6 @@ class Lookup(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         saved, weight = ctx.saved_tensors, ctx.weight
         groups = Groups(*saved) if len(saved) > 1 else grouped(saved[0], len(weight))
-        if ctx.padding_idx is not None:
-            groups = groups.without(ctx.padding_idx)
+        groups = groups.without(ctx.padding_idx)
         weight.summed = len(groups.touched)
         return row_gradient(groups, grad, weight.shape, weight.dtype), None, None

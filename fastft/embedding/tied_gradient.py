@@ -33,9 +33,7 @@ class TiedLookup(torch.autograd.Function):
             none = -1 if ctx.padding_idx is None else ctx.padding_idx
             return torch.ops.aten.embedding_dense_backward(grad, ids, rows, none, False), None, None
         references_when_alone(grad.device)  # once; under __torch_dispatch__ there is no autograd to find them with
-        groups = grouped(ids.reshape(-1).long(), rows)
-        if ctx.padding_idx is not None:
-            groups = groups.without(ctx.padding_idx)
+        groups = grouped(ids.reshape(-1).long(), rows).without(ctx.padding_idx)
         sums = row_sums(groups, grad.reshape(-1, width))
         return RowSums(ctx.size, ctx.dtype, [(groups.touched, sums)]), None, None
 

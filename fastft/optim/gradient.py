@@ -22,7 +22,9 @@ class Groups(NamedTuple):
         group[self.order] = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         return rows.index_select(0, group)
 
-    def without(self, row: int) -> "Groups":
+    def without(self, row: int | None) -> "Groups":
+        if row is None:
+            return self
         kept, counts = self.touched != row, self.ends.diff(prepend=self.ends.new_zeros(1))
         return Groups(self.touched[kept], self.order[kept.repeat_interleave(counts)], counts[kept].cumsum(0))
 

@@ -129,7 +129,7 @@ class Trainer(Setup):
             self.engine, share.batches, self.device, self.autocast, share.turn.weight, items=items, last=last,
             seeds=share.seeds(config.seed, self.state.step), label_smoothing=config.label_smoothing_factor,
         )  # fmt: skip
-        own_losses = torch.stack([*parts.values(), *found]).double().cpu()
+        own_losses = torch.cat([torch.stack([*parts.values()]), found]).double().cpu()
         losses = torch.zeros(len(share.rows), dtype=torch.float64)
         losses[share.places] = own_losses[len(parts) :][: len(share.places)]
         counts = [

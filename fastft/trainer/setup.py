@@ -65,7 +65,8 @@ class Setup:
         if not self.world.leads:
             self.console.quiet = True
             be_quiet()
-        libraries(config.report_to)
+        followed_by = config.report_to if self.world.leads else ()
+        libraries(followed_by)
         given = given_tasks(config)
         make_plan(config, given)
         self.output_dir = Path(config.output_dir)
@@ -94,8 +95,7 @@ class Setup:
             self.config_file.write_text(config.to_yaml(), encoding="utf-8")
         self.stop = StopRequest()
         self.progress = Progress(self.console, self.max_steps, self.state.step)
-        names = config.report_to if self.world.leads else ()
-        self.trackers = Trackers(names, self.output_dir, dataclasses.asdict(config), self.state.step)
+        self.trackers = Trackers(followed_by, self.output_dir, dataclasses.asdict(config), self.state.step)
 
     def _load(self, given: list[GivenTask]) -> None:
         """Tokenizer, data, and the model with what is put onto it. Weights come last: the data may be refused."""
