@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastft.optim.gradient import coalesced, grouped, row_gradient
+from fastft.optim.gradient import Groups, coalesced, grouped, row_gradient
 
 LIVE: "weakref.WeakValueDictionary[int, nn.Embedding]" = weakref.WeakValueDictionary()
 NUMBERS = itertools.count(1)
@@ -24,19 +24,23 @@ def enter(table: nn.Embedding) -> Tensor:
     return torch.tensor(number, device="cpu")
 
 
-def read(weight: Tensor, ids: Tensor) -> Tensor:
-    """(..., D): the rows `ids` (...) as they are now, whether or not they have been written."""
-    check_in_range(ids, len(weight))
-    flat, optimizer = ids.reshape(-1).long(), getattr(weight, "row_optimizer", None)
-    rows = weight.detach()[flat] if optimizer is None else optimizer.current_rows(weight, grouped(flat, len(weight)))
-    found: Tensor = rows.view(*ids.shape, weight.shape[1])
-    return found
+def read(weight: Tensor, ids: Tensor) -> tuple[Tensor, Groups | None]:
+    """The rows `ids` (N,) as they are now, whether or not they have been written, (N, D); and the ids' groups, where
+    these were needed.
+    """
+    optimizer = getattr(weight, "row_optimizer", None)
+    if optimizer is None:
+        return weight.detach()[ids], None
+    groups = grouped(ids, len(weight))
+    return optimizer.current_rows(weight, groups), groups
 
 
 @torch.library.custom_op("fastft::lookup", mutates_args=())
 def lookup(weight: Tensor, ids: Tensor, mark: Tensor | None, number: Tensor) -> Tensor:
     """weight (V, D) of the table `number`, ids (...) -> (..., D). Without a mark it has no gradient."""
-    return read(LIVE[int(number)].weight, ids)
+    table = LIVE[int(number)].weight
+    check_in_range(ids, len(table))
+    return read(table, ids.reshape(-1).long())[0].view(*ids.shape, table.shape[1])
 
 
 @lookup.register_fake

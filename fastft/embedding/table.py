@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastft.embedding.compiled import check_in_range, enter, lookup, sum_rows
+from fastft.embedding.compiled import check_in_range, enter, lookup, read, sum_rows
 from fastft.optim.gradient import Groups, grouped, row_gradient
 
 
@@ -100,13 +100,8 @@ class Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
         ctx.weight, ctx.padding_idx = weight, padding_idx
-        optimizer = getattr(weight, "row_optimizer", None)
-        if optimizer is None:
-            ctx.save_for_backward(ids)
-            return weight[ids]
-        groups = grouped(ids, len(weight))
-        ctx.save_for_backward(*groups)
-        rows: Tensor = optimizer.current_rows(weight, groups)
+        rows, groups = read(weight, ids)
+        ctx.save_for_backward(*(groups or (ids,)))
         return rows
 
     @staticmethod

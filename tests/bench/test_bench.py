@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from runs import ALONE, records
+from runs import benchmarked, records
 from torch import Tensor
 
 from bench import checks, peers, plots, report, rows
@@ -27,7 +25,6 @@ from bench.timing import Lap, Race, peak_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[2]
 TINY = Head("tiny", 96, 48, 300, "fp32", 0.5)
 TORCH_ALONE = {"eager", "compacted", "fastft"}  # need nothing that is not a dependency
 MEMORY = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel resets no high-water mark")
@@ -284,21 +281,10 @@ def test_a_smoke_run_fails_on_a_provider_that_raises(provider: Callable[[str, pe
 
 def test_smoke_run_and_report(tmp_path: Path) -> None:
     """The whole way: pytest, rows on disk, page and pictures."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "bench/linear_cross_entropy.py",
-        "--smoke",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
     options = ["-k", "cpu-tiny and (ignored0 or ignored85)", "--cap", "0.01", "--record", str(tmp_path)]
-    done = subprocess.run([*command, *options], cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
-    assert "x floor" in done.stdout
+    printed = benchmarked("linear_cross_entropy", "--smoke", *options)
+    assert "4 passed" in printed
+    assert "x floor" in printed
 
     (path,) = tmp_path.glob("*/linear_cross_entropy.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]

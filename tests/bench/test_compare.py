@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import ALONE, records
+from runs import ALONE, ROOT, records
 
 from bench import compare, report, rows
 from bench.cases import Head
@@ -15,7 +15,6 @@ from bench.rows import Row
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[2]
 TINY = Head("tiny", 96, 48, 300, "fp32", 0.5)
 
 

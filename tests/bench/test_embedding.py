@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import ALONE, records
+from runs import benchmarked, records
 from torch import Tensor, nn
 
 from bench import checks, peers, report, rows
@@ -22,7 +20,6 @@ from bench.tables import BATCHES, Start, Table, Training, batches, ranked, traff
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[2]
 TINY = Table("tiny", 64, 32, 300)
 OPTIMIZERS = ("eager", "sparse-adam", "fastft-lazy", "fastft")
 FAST = (*OPTIMIZERS, "rows-by-hand")  # need nothing that takes long to import
@@ -209,14 +206,10 @@ def test_chosen_rows_move_alone() -> None:
 
 def test_smoke_run_and_report(tmp_path: Path) -> None:
     """The whole way: pytest, rows on disk, page and pictures."""
-    command = [sys.executable, "-m", "pytest", "bench/embedding.py", "--smoke", "-q", "-p", "no:cacheprovider"]
-    options = ["-k", "cpu-tiny", "--cap", "0.01", "--record", str(tmp_path)]
-    command += [*options, "--benchmark-only"]
-    done = subprocess.run(command, cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
-    assert "GB/s" in done.stdout
-    assert "  U=" in done.stdout
+    printed = benchmarked("embedding", "--smoke", "-k", "cpu-tiny", "--cap", "0.01", "--record", str(tmp_path))
+    assert "1 passed" in printed
+    assert "GB/s" in printed
+    assert "  U=" in printed
 
     (path,) = tmp_path.glob("*/embedding.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]

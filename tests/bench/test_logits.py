@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import ALONE, records
+from runs import ROOT, benchmarked, records
 from torch import Tensor
 
 from bench import peers, report, rows
@@ -23,7 +21,6 @@ from bench.shapes import IGNORED_SHARES, LOGITS, logit_cases
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[2]
 TINY = Logits("tiny", 96, 300, "fp32", 0.5)
 TORCH_ALONE = ("eager", "compacted", "fastft")  # need nothing that is not a dependency, and no compiler
 
@@ -168,13 +165,11 @@ def test_the_grid() -> None:
 
 def test_smoke_run_and_report(tmp_path: Path) -> None:
     """The whole way: pytest, rows on disk, page and pictures; torch.compile where there is a compiler."""
-    command = [sys.executable, "-m", "pytest", "bench/cross_entropy.py", "--smoke", "-q", "-p", "no:cacheprovider"]
-    options = ["-k", "cpu-tiny and ignored85", "--cap", "0.01", "--record", str(tmp_path), "--benchmark-only"]
-    done = subprocess.run([*command, *options], cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
-    assert "GB/s" in done.stdout
-    assert "GFLOP/s" not in done.stdout
+    options = ["-k", "cpu-tiny and ignored85", "--cap", "0.01", "--record", str(tmp_path)]
+    printed = benchmarked("cross_entropy", "--smoke", *options)
+    assert "2 passed" in printed
+    assert "GB/s" in printed
+    assert "GFLOP/s" not in printed
 
     (path,) = tmp_path.glob("*/cross_entropy.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]

