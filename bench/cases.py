@@ -27,7 +27,9 @@ class Inputs(Protocol):
 
 
 class Case:
-    """What one race measures; `ignored` is the share of tokens without a label, in [0, 1)."""
+    """What one race measures; `ignored` is the share of tokens without a label, in [0, 1). So many calls come before
+    round 0 as `warm_up` says, for the state that a step in mid-run starts from.
+    """
 
     name: str
     N: int
@@ -35,6 +37,7 @@ class Case:
     dtype: str
     ignored: float
     device: str
+    warm_up = 0
 
     @property
     def M(self) -> int:

@@ -34,7 +34,6 @@ class Op:
             one forward and backward, which returns the loss and leaves the gradients. Each call may go on from the
             state that the one before it left.
         too_slow: (device, case, provider) -> why it is left out.
-        warm_up: calls before round 0, for the state that a step in mid-run starts from.
         race: by which rules.
     """
 
@@ -44,7 +43,6 @@ class Op:
     floor: Callable[[Any], Callable[[], object]]
     step: Callable[[Provider, Any], Callable[[], Tensor]]
     too_slow: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
-    warm_up: int = 0
     race: type[Race] = Race
 
     def outputs(self, provider: Provider, case: Case, upcast: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -122,7 +120,7 @@ class Contest:
         """Round 0, and the check at full size against eager, or whom else it is to equal, where that takes part."""
         peer = self.op.peers[name]
         try:
-            for _ in range(self.op.warm_up or peer.compiled):
+            for _ in range(self.case.warm_up or peer.compiled):
                 self.inputs.reset()
                 self.race.calls[name]()
             self.race.first(name)

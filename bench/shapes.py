@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from bench.cases import DTYPES, Head, Kind, Logits
-from bench.tables import Table
+from bench.tables import BATCHES, Table
 
 Extent = Literal["smoke", "usual", "all"]
 IGNORED_SHARES = (0.0, 0.50, 0.85, 0.95)
@@ -120,5 +120,10 @@ def logit_cases(logits: Mapping[str, LogitSizes], cuda_bytes: int | None = None)
 
 
 def table_cases(tables: Mapping[str, Sizes]) -> list[Table]:
-    """By device, in fp32."""
-    return [Table(name, *size, device=device) for device, sizes in tables.items() for name, size in sizes.items()]
+    """By device, in fp32; each in mid-run, and at its beginning, where many rows are new."""
+    return [
+        Table(f"{name}{suffix}", *size, device=device, warm_up=warm_up)
+        for device, sizes in tables.items()
+        for name, size in sizes.items()
+        for suffix, warm_up in (("", BATCHES), ("-new-rows", BATCHES // 4))
+    ]

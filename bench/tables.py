@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.cases import DTYPES, Case
 
-BATCHES = 64  # ids differ from step to step; later steps begin again with the first batch
+BATCHES = 32  # ids differ from step to step; later steps begin again with the first batch
 TABLE_STD, GRADIENT_STD = 0.02, 1.0
 CHOSEN_RANKS = (1, 10)  # of the two rows that alone learn under some providers: in every batch, some of them often
 
@@ -92,7 +92,9 @@ class TableInputs:
 
 @dataclass(frozen=True)
 class Table(Case):
-    """One case of training an embedding table; `among`: ids are of so many rows only, the most frequent ones."""
+    """One case of training an embedding table; `among`: ids are of so many rows only, the most frequent ones. After a
+    `warm_up` with all batches no row is new to a timed step; after a shorter one some are, which get their state.
+    """
 
     name: str
     N: int
@@ -101,6 +103,7 @@ class Table(Case):
     dtype: str = "fp32"
     device: str = "cpu"
     among: int | None = None
+    warm_up: int = BATCHES
     ignored = 0.0
 
     @property

@@ -23,6 +23,11 @@ def gather_rows(
 
 scatter_rows = gather_rows
 
+def grouping_scratch(n: int, bits: int, /) -> int: ...
+def group(
+    n: int, ids: int, bits: int, scratch: int, scratch_bytes: int, touched: int, order: int, ends: int, count: int,
+    stream: int, /,
+) -> None: ...  # fmt: skip
 def segment_sum_float32(
     n: int, segments: int, width: int, values: int, stride: int, order: int, ends: int, partials: int, out: int,
     stream: int, /,
@@ -33,7 +38,8 @@ segment_sum_float16 = segment_sum_float32
 
 def adamw_rows_float32(
     rows: int, width: int, ids: int, table: int, stride: int, last: int, slot: int, m: int, v: int, master: int,
-    steps: int, until: int, leap: int, grad: int, out: int, beta1: float, beta2: float, eps: float, stream: int, /,
+    steps: int, until: int, leap: int, grad: int, out: int, scale: int, found_inf: int, beta1: float, beta2: float,
+    eps: float, stream: int, /,
 ) -> None: ...  # fmt: skip
 
 adamw_rows_bfloat16 = adamw_rows_float32

@@ -35,7 +35,8 @@ RANKS = {
 }
 IMPORTS_INSIDE_FUNCTIONS = {"fastft/dispatch.py", "bench/peers.py"}
 TRANSFORMERS = ("fastft/hf/", "fastft/data/")
-JOBS = dict.fromkeys(("grouping", "segment_sum", "row_update"), "embedding")  # ops that a benchmark measures together
+# Ops that a benchmark measures together.
+JOBS = dict.fromkeys(("grouping", "leap", "row_update", "segment_sum", "slots"), "embedding")
 MATH_INCLUDES = {"cmath", "cstdint"}
 
 

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include "../cuda/cross_entropy.h"
+#include "../cuda/grouping.h"
 #include "../cuda/launch.h"
 #include "../cuda/row_update.h"
 #include "../cuda/rows.h"
@@ -52,6 +53,26 @@ void compact_positions(int64_t n, uintptr_t target, int64_t ignore_index, uintpt
   check("compact", compact(a, pointer<void>(stream)));
 }
 
+int64_t grouping_scratch_of(int64_t n, int bits) {
+  int64_t bytes = 0;
+  check("grouping_scratch", grouping_scratch(n, bits, &bytes));
+  return bytes;
+}
+
+void group_ids(int64_t n, uintptr_t ids, int bits, uintptr_t scratch, int64_t scratch_bytes,
+               uintptr_t touched, uintptr_t order, uintptr_t ends, uintptr_t count, uintptr_t stream) {
+  const Grouping a{n,
+                   pointer<int64_t>(ids),
+                   bits,
+                   pointer<void>(scratch),
+                   scratch_bytes,
+                   pointer<int64_t>(touched),
+                   pointer<int64_t>(order),
+                   pointer<int64_t>(ends),
+                   pointer<int64_t>(count)};
+  check("group", group(a, pointer<void>(stream)));
+}
+
 template <class T>
 void segment_sum_of(int64_t n, int64_t segments, int64_t width, uintptr_t values, int64_t stride,
                     uintptr_t order, uintptr_t ends, uintptr_t partials, uintptr_t out, uintptr_t stream) {
@@ -71,7 +92,8 @@ template <class T>
 void adamw_rows_of(int64_t rows, int64_t width, uintptr_t ids, uintptr_t table, int64_t stride,
                    uintptr_t last, uintptr_t slot, uintptr_t m, uintptr_t v, uintptr_t master,
                    uintptr_t steps, int64_t until, uintptr_t leap, uintptr_t grad, uintptr_t out,
-                   double beta1, double beta2, double eps, uintptr_t stream) {
+                   uintptr_t scale, uintptr_t found_inf, double beta1, double beta2, double eps,
+                   uintptr_t stream) {
   const AdamWRows a{rows,
                     width,
                     pointer<int64_t>(ids),
@@ -87,6 +109,8 @@ void adamw_rows_of(int64_t rows, int64_t width, uintptr_t ids, uintptr_t table, 
                     pointer<fastft::math::AdamWLeap>(leap),
                     pointer<void>(grad),
                     pointer<void>(out),
+                    pointer<float>(scale),
+                    pointer<float>(found_inf),
                     {static_cast<float>(1 - beta1), static_cast<float>(beta2), static_cast<float>(1 - beta2),
                      static_cast<float>(eps)}};
   check("adamw_rows", adamw_rows<T>(a, pointer<void>(stream)));
@@ -113,6 +137,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("compact", &compact_positions);
   m.def("gather_rows", &move_rows<gather_rows>);
   m.def("scatter_rows", &move_rows<scatter_rows>);
+  m.def("grouping_scratch", &grouping_scratch_of);
+  m.def("group", &group_ids);
   m.def("segment_sum_float32", &segment_sum_of<float>);
   m.def("segment_sum_bfloat16", &segment_sum_of<fastft::math::bf16>);
   m.def("segment_sum_float16", &segment_sum_of<fastft::math::fp16>);

@@ -1,41 +1,56 @@
 #include "grouping.h"
 
-#include <vector>
+#include <algorithm>
+#include <memory>
+#include <utility>
 
 namespace fastft::cpu {
 namespace {
 
-constexpr int kDigit = 11;  // bits
-constexpr uint64_t kBuckets = uint64_t{1} << kDigit;
+constexpr int kMostBits = 11;  // of a digit: its counts stay in L1
 
-// By the digit at `shift`, stably.
-void sort_digit(const std::vector<uint64_t>& from, std::vector<uint64_t>& to, int shift) {
-  uint64_t starts[kBuckets + 1] = {};
-  for (const uint64_t x : from) ++starts[(x >> shift & (kBuckets - 1)) + 1];
-  for (uint64_t b = 1; b < kBuckets; ++b) starts[b] += starts[b - 1];
-  for (const uint64_t x : from) to[starts[x >> shift & (kBuckets - 1)]++] = x;
+// By the digit of so many bits at `shift`, stably.
+void sort_digit(const uint64_t* from, uint64_t* to, int64_t n, int shift, int bits) {
+  const uint64_t last = (uint64_t{1} << bits) - 1;
+  uint64_t starts[(uint64_t{1} << kMostBits) + 1];
+  std::fill_n(starts, last + 2, 0);
+  for (int64_t i = 0; i < n; ++i) ++starts[(from[i] >> shift & last) + 1];
+  for (uint64_t digit = 1; digit <= last; ++digit) starts[digit] += starts[digit - 1];
+  for (int64_t i = 0; i < n; ++i) to[starts[from[i] >> shift & last]++] = from[i];
 }
 
 }  // namespace
 
+int64_t first_outside(const int64_t* ids, int64_t n, int64_t rows) {
+  const auto outside = [rows](int64_t id) { return id < 0 || id >= rows; };
+  return std::find_if(ids, ids + n, outside) - ids;
+}
+
 int64_t group(const Grouping& a) {
-  std::vector<uint64_t> pairs(a.n), other(a.n);  // id and position; the positions ascend from the start
+  const std::unique_ptr<uint64_t[]> room(new uint64_t[2 * static_cast<size_t>(a.n)]);
+  uint64_t *pairs = room.get(), *other = pairs + a.n;  // id and position; the positions ascend from the start
   uint64_t all = 0;
   for (int64_t i = 0; i < a.n; ++i) {
     const uint64_t id = static_cast<uint64_t>(a.ids[i]);
     all |= id;
     pairs[i] = id << 32 | static_cast<uint64_t>(i);
   }
-  for (int bit = 0; all >> bit; bit += kDigit) {
-    sort_digit(pairs, other, 32 + bit);
-    pairs.swap(other);
+  int bits = 0;
+  while (all >> bits) ++bits;
+  const int digits = (bits + kMostBits - 1) / kMostBits, digit = digits ? (bits + digits - 1) / digits : 0;
+  for (int i = 0; i < digits; ++i) {
+    sort_digit(pairs, other, a.n, 32 + i * digit, digit);
+    std::swap(pairs, other);
   }
-  int64_t different = 0;
+  const auto id = [pairs](int64_t i) { return static_cast<int64_t>(pairs[i] >> 32); };
+  int64_t different = a.n > 0;
+  for (int64_t i = 1; i < a.n; ++i) different += id(i) != id(i - 1);
+  int64_t *touched = a.out, *ends = touched + different, *order = ends + different;
   for (int64_t i = 0; i < a.n; ++i) {
-    const int64_t id = static_cast<int64_t>(pairs[i] >> 32);
-    if (!i || id != a.touched[different - 1]) a.touched[different++] = id;
-    a.order[i] = static_cast<int64_t>(pairs[i] & 0xffffffff);
-    a.ends[different - 1] = i + 1;
+    order[i] = static_cast<int64_t>(pairs[i] & 0xffffffff);
+    if (i + 1 < a.n && id(i + 1) == id(i)) continue;
+    *touched++ = id(i);
+    *ends++ = i + 1;
   }
   return different;
 }

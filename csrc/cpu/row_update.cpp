@@ -14,7 +14,8 @@ using math::AdamWConstants;
 using math::AdamWLeap;
 using math::AdamWStep;
 
-constexpr int64_t kBlock = 64;  // elements that stay in registers or L1 through all their steps
+constexpr int64_t kBlock = 64;        // elements that stay in registers or L1 through all their steps
+constexpr int64_t kCached = 4 << 20;  // bytes: a core's own caches hold no more
 
 struct Block {
   float p[kBlock], m[kBlock], v[kBlock];
@@ -47,9 +48,9 @@ FT_CLONES int leap(Block& b, int* close, const AdamWLeap& l, const AdamWConstant
   return far;
 }
 
-FT_CLONES void step(Block& b, const float* g, const AdamWStep& s, const AdamWConstants& c) {
+FT_CLONES void step(Block& b, const float* g, float scale, const AdamWStep& s, const AdamWConstants& c) {
 #pragma omp simd
-  for (int64_t i = 0; i < kBlock; ++i) math::adamw_step(b.p[i], b.m[i], b.v[i], g[i], s, c);
+  for (int64_t i = 0; i < kBlock; ++i) math::adamw_step(b.p[i], b.m[i], b.v[i], g[i] * scale, s, c);
 }
 
 template <class T>
@@ -83,41 +84,52 @@ void catch_up(Block& b, bool has_state, const AdamWLeap* l, const AdamWStep* fro
   }
 }
 
+// Where in the output a row goes: to out[order[i]], first <= i < end, or out[i] without an order.
+template <class T>
+struct Places {
+  T* out;
+  const int64_t* order;
+  int64_t first, end, width;
+  bool streams;
+};
+
+template <class T>
+FT_HD void put(const Places<T>& to, int64_t start, const T* values, int64_t n) {
+  for (int64_t i = to.first; i < to.end; ++i) {
+    T* place = to.out + (to.order ? to.order[i] : i) * to.width + start;
+    to.streams ? stream(place, values, n * static_cast<int64_t>(sizeof(T)))
+               : void(std::copy_n(values, n, place));
+  }
+}
+
+// Whether the output is too large to be in the caches when it is read.
+template <class T>
+bool streams(const AdamWRows& a) {
+  const int64_t size = sizeof(T), places = a.order && a.rows ? a.ends[a.rows - 1] : a.rows;
+  const bool whole_units = (reinterpret_cast<uintptr_t>(a.out) | a.width * size) % kStreamUnit == 0;
+  return a.out && whole_units && places * a.width * size > kCached;
+}
+
 // A row of the table and what belongs to it, element by element.
 template <class T>
 struct Row {
   T* p;
   float *m, *v;
   const T* g;
+  Places<T> places;  // where it is only read
 };
 
 template <class T>
-Row<T> row_of(const AdamWRows& a, int64_t k) {
+Row<T> row_of(const AdamWRows& a, int64_t k, bool streams) {
   const int64_t slot = a.slot[a.ids[k]];
   float *m = slot < 0 ? nullptr : a.m + slot * a.width, *v = slot < 0 ? nullptr : a.v + slot * a.width;
   const T* g = a.grad ? static_cast<const T*>(a.grad) + k * a.width : nullptr;
-  return {static_cast<T*>(a.table) + a.ids[k] * a.stride, m, v, g};
-}
-
-// Where row k of the output goes first.
-template <class T>
-T* place_of(const AdamWRows& a, int64_t k) {
-  const int64_t first = a.order ? a.order[k ? a.ends[k - 1] : 0] : k;
-  return static_cast<T*>(a.out) + first * a.width;
-}
-
-// Its other places.
-template <class T>
-void repeat(const AdamWRows& a, int64_t k) {
-  if (!a.order) return;
-  const T* from = place_of<T>(a, k);
-  for (int64_t i = (k ? a.ends[k - 1] : 0) + 1; i < a.ends[k]; ++i) {
-    std::copy_n(from, a.width, static_cast<T*>(a.out) + a.order[i] * a.width);
-  }
-}
-
-void taken(const AdamWRows& a, int64_t k) {
-  a.last[a.ids[k]] = static_cast<int32_t>(a.until + (a.grad != nullptr));
+  const int64_t first = a.order ? (k ? a.ends[k - 1] : 0) : k, end = a.order ? a.ends[k] : k + 1;
+  return {static_cast<T*>(a.table) + a.ids[k] * a.stride,
+          m,
+          v,
+          g,
+          {static_cast<T*>(a.out), a.order, first, end, a.width, streams}};
 }
 
 // The elements from `start` on that one iteration of the loops below takes.
@@ -128,71 +140,103 @@ void prefetch(const Row<T>& r, int64_t start) {
   if (r.m) prefetch_block<kBlock>(r.m + start), prefetch_block<kBlock>(r.v + start);
 }
 
-// Blocks of a row from `start` on, for as long as the leap is good enough, read or stepped in one pass while
-// the same of the next row is fetched; returns where it ended. `to` may be r.p.
+// n elements from `start` on after a leap and, with kStep, a step in place; else they go to `to`. False,
+// nothing being written, where the leap is not good enough.
 template <class T, bool kStep>
-FT_CLONES int64_t leap_row(int64_t start, T* to, const Row<T> r, const Row<T> next, int64_t n,
+FT_HD bool leap_block(T* to, const Row<T>& r, int64_t start, int64_t n, float least, float scale,
+                      const AdamWLeap& l, const AdamWStep& s, const AdamWConstants& c) {
+  int below = 0;
+#pragma omp simd reduction(| : below)
+  for (int64_t i = start; i < start + n; ++i) below |= (r.v[i] < least) & (r.m[i] != 0.0f);
+  if (below) return false;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    float p = math::to_float(r.p[start + i]), m = r.m[start + i], v = r.v[start + i];
+    math::adamw_leap(p, m, v, l, c);
+    if (kStep) {
+      math::adamw_step(p, m, v, math::to_float(r.g[start + i]) * scale, s, c);
+      r.m[start + i] = m;
+      r.v[start + i] = v;
+    }
+    to[i] = math::from_float<T>(p);
+  }
+  return true;
+}
+
+// Blocks of a row from `start` on, for as long as the leap is good enough, while the same of the next row is
+// fetched; returns where it ended. Whole blocks have a count that the compiler knows.
+template <class T, bool kStep>
+FT_CLONES int64_t leap_row(int64_t start, const Row<T> r, const Row<T> next, int64_t n, float scale,
                            const AdamWLeap l, const AdamWStep s, const AdamWConstants c) {
   const float least = math::adamw_least_v(l, c);
-  for (; start < n; start += kBlock) {
-    const int64_t end = std::min(n, start + kBlock);
-    int below = 0;
+  T read[kBlock];
+  for (; start + kBlock <= n; start += kBlock) {
     prefetch(next, start);
-#pragma omp simd reduction(| : below)
-    for (int64_t i = start; i < end; ++i) below |= (r.v[i] < least) & (r.m[i] != 0.0f);
-    if (below) break;
-#pragma omp simd
-    for (int64_t i = start; i < end; ++i) {
-      float p = math::to_float(r.p[i]), m = r.m[i], v = r.v[i];
-      math::adamw_leap(p, m, v, l, c);
-      if (kStep) {
-        math::adamw_step(p, m, v, math::to_float(r.g[i]), s, c);
-        r.m[i] = m;
-        r.v[i] = v;
-      }
-      to[i] = math::from_float<T>(p);
-    }
+    T* to = kStep ? r.p + start : read;
+    if (!leap_block<T, kStep>(to, r, start, kBlock, least, scale, l, s, c)) return start;
+    if (!kStep) put(r.places, start, read, kBlock);
   }
-  return start;
+  T* to = kStep ? r.p + start : read;
+  if (!leap_block<T, kStep>(to, r, start, n - start, least, scale, l, s, c)) return start;
+  if (!kStep) put(r.places, start, read, n - start);
+  return n;
+}
+
+template <class T, bool kStep, bool kFresh>
+FT_HD void scale_block(T* to, const Row<T>& r, int64_t start, int64_t n, float factor, float scale,
+                       const AdamWStep& s, const AdamWConstants& c) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    float p = math::to_float(r.p[start + i]);
+    if (kStep) {
+      float m = kFresh ? 0.0f : r.m[start + i], v = kFresh ? 0.0f : r.v[start + i];
+      math::adamw_step(p, m, v, math::to_float(r.g[start + i]) * scale, s, c);
+      r.m[start + i] = m;
+      r.v[start + i] = v;
+    } else {
+      p *= factor;
+    }
+    to[i] = math::from_float<T>(p);
+  }
 }
 
 // A row whose missed steps are a factor: it has missed none, or has no state so far. With kFresh its m and v
 // are written, not read.
 template <class T, bool kStep, bool kFresh>
-FT_CLONES void scale_row(T* to, const Row<T> r, const Row<T> next, int64_t n, float factor, const AdamWStep s,
+FT_CLONES void scale_row(const Row<T> r, const Row<T> next, int64_t n, float factor, float scale, AdamWStep s,
                          const AdamWConstants c) {
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t end = std::min(n, start + kBlock);
+  s.shrink *= factor;
+  T read[kBlock];
+  int64_t start = 0;
+  for (; start + kBlock <= n; start += kBlock) {
     prefetch(next, start);
-#pragma omp simd
-    for (int64_t i = start; i < end; ++i) {
-      float p = math::to_float(r.p[i]) * factor;
-      if (kStep) {
-        float m = kFresh ? 0.0f : r.m[i], v = kFresh ? 0.0f : r.v[i];
-        math::adamw_step(p, m, v, math::to_float(r.g[i]), s, c);
-        r.m[i] = m;
-        r.v[i] = v;
-      }
-      to[i] = math::from_float<T>(p);
-    }
+    scale_block<T, kStep, kFresh>(kStep ? r.p + start : read, r, start, kBlock, factor, scale, s, c);
+    if (!kStep) put(r.places, start, read, kBlock);
   }
+  scale_block<T, kStep, kFresh>(kStep ? r.p + start : read, r, start, n - start, factor, scale, s, c);
+  if (!kStep) put(r.places, start, read, n - start);
 }
 
 // One block of any row.
 template <class T>
-void adamw_block(const AdamWRows& a, int64_t k, const Row<T>& r, int64_t start) {
+void adamw_block(const AdamWRows& a, int64_t k, const Row<T>& r, int64_t start, const AdamWLeap* l,
+                 float scale) {
   const int64_t n = std::min(kBlock, a.width - start), slot = a.slot[a.ids[k]];
   float* master = a.master && r.m ? a.master + slot * a.width : nullptr;
   const AdamWStep *from = a.steps + a.last[a.ids[k]], *to = a.steps + a.until;
   Block b{};
   master ? load(b.p, master + start, n) : load(b.p, r.p + start, n);
   if (r.m && slot < a.filled) load(b.m, r.m + start, n), load(b.v, r.v + start, n);
-  catch_up(b, r.m, a.leap ? a.leap + k : nullptr, from, to, a.constants);
-  if (a.out) return store(place_of<T>(a, k) + start, b.p, n);
+  catch_up(b, r.m, l, from, to, a.constants);
+  if (a.out) {
+    T read[kBlock];
+    store(read, b.p, n);
+    return put(r.places, start, read, n);
+  }
   if (r.g) {
     float g[kBlock];
     load(g, r.g + start, n);
-    step(b, g, *to, a.constants);
+    step(b, g, scale, *to, a.constants);
   }
   store(r.p + start, b.p, n);
   if (master) store(master + start, b.p, n);
@@ -201,27 +245,28 @@ void adamw_block(const AdamWRows& a, int64_t k, const Row<T>& r, int64_t start) 
 
 // The common cases in one pass: the row up to where there was none.
 template <class T, bool kStep>
-int64_t fast_row(const AdamWRows& a, int64_t k, const Row<T>& row, int64_t start) {
-  const AdamWLeap* l = a.leap ? a.leap + k : nullptr;
+int64_t fast_row(const AdamWRows& a, int64_t k, const Row<T>& row, int64_t start, const AdamWLeap* l,
+                 float scale) {
   const bool current = a.last[a.ids[k]] == a.until, fresh = kStep && a.slot[a.ids[k]] >= a.filled;
   if (a.master || (!l && !current)) return start;
-  T* to = kStep ? row.p : place_of<T>(a, k);
-  const Row<T> next = row_of<T>(a, std::min(k + 1, a.rows - 1));
+  const Row<T> next = row_of<T>(a, std::min(k + 1, a.rows - 1), row.places.streams);
   const AdamWStep s = kStep ? a.steps[a.until] : AdamWStep{};
   const float factor = current ? 1.0f : l->product;
-  if (fresh) return scale_row<T, kStep, true>(to, row, next, a.width, factor, s, a.constants), a.width;
+  if (fresh) return scale_row<T, kStep, true>(row, next, a.width, factor, scale, s, a.constants), a.width;
   if (current || !row.m)
-    return scale_row<T, kStep, false>(to, row, next, a.width, factor, s, a.constants), a.width;
-  return leap_row<T, kStep>(start, to, row, next, a.width, *l, s, a.constants);
+    return scale_row<T, kStep, false>(row, next, a.width, factor, scale, s, a.constants), a.width;
+  return leap_row<T, kStep>(start, row, next, a.width, scale, *l, s, a.constants);
 }
 
 template <class T>
-void adamw_row(const AdamWRows& a, int64_t k) {
-  const Row<T> row = row_of<T>(a, k);
+void adamw_row(const AdamWRows& a, int64_t k, bool streams, float scale) {
+  const Row<T> row = row_of<T>(a, k, streams);
+  AdamWLeap leap{}, *l = a.departures ? &leap : nullptr;
+  if (l) leap = math::leap_between(a.departures[a.last[a.ids[k]]], a.departures[a.until]);
   for (int64_t start = 0; start < a.width; start += kBlock) {
-    if (a.out) start = fast_row<T, false>(a, k, row, start);
-    if (a.grad) start = fast_row<T, true>(a, k, row, start);
-    if (start < a.width) adamw_block<T>(a, k, row, start);
+    if (a.out) start = fast_row<T, false>(a, k, row, start, l, scale);
+    if (a.grad) start = fast_row<T, true>(a, k, row, start, l, scale);
+    if (start < a.width) adamw_block<T>(a, k, row, start, l, scale);
   }
 }
 
@@ -229,11 +274,14 @@ void adamw_row(const AdamWRows& a, int64_t k) {
 
 template <class T>
 void adamw_rows(const AdamWRows& a) {
-  const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, a.width));
-  parallel_rows(a.rows, grain, a.threads, [&a](int64_t row) {
-    adamw_row<T>(a, row);
-    a.out ? repeat<T>(a, row) : taken(a, row);
-  });
+  if (a.found_inf && *a.found_inf != 0.0f) return;
+  const float scale = a.scale ? *a.scale : 1.0f;
+  const bool past_caches = streams<T>(a);
+  parallel_rows(a.rows, rows_at_once(a.rows, a.width, a.threads), a.threads,
+                [&a, past_caches, scale](int64_t row) {
+                  adamw_row<T>(a, row, past_caches, scale);
+                  if (!a.out) a.last[a.ids[row]] = static_cast<int32_t>(a.until + (a.grad != nullptr));
+                });
 }
 
 template void adamw_rows<float>(const AdamWRows&);

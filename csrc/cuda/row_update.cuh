@@ -70,6 +70,8 @@ __device__ void catch_up(Elements<lanes>& x, const AdamWRows& a, bool has_state,
 // Grid: tiles of blockDim.x / group rows. Shared memory: Row (blockDim.x / group,).
 template <class T, int lanes>
 __device__ void update_rows(const AdamWRows& a, int group) {
+  if (a.found_inf && *a.found_inf != 0.0f) return;
+  const float scale = a.scale ? *a.scale : 1.0f;
   const int rows_per_block = blockDim.x / group, mine = threadIdx.x / group;
   const int64_t first = int64_t{blockIdx.x} * rows_per_block;
   const int until = static_cast<int>(a.until);
@@ -107,7 +109,8 @@ __device__ void update_rows(const AdamWRows& a, int group) {
     if (a.grad) {
       const math::AdamWStep step = step_at(a, until);
 #pragma unroll
-      for (int i = 0; i < lanes; ++i) math::adamw_step(x.p[i], x.m[i], x.v[i], g[i], step, a.constants);
+      for (int i = 0; i < lanes; ++i)
+        math::adamw_step(x.p[i], x.m[i], x.v[i], g[i] * scale, step, a.constants);
     }
     store_elements(table, x.p);
     if (has_master) store_elements(a.master + in_state, x.p);

@@ -21,6 +21,8 @@ struct AdamWRows {
   const math::AdamWLeap* leap;   // (rows,), or null
   const void* grad;              // (rows, width) of T for step `until`, or null
   void* out;                     // (rows, width) of T: where the rows go, nothing else being written; or null
+  const float* scale;            // a factor of `grad`, or null
+  const float* found_inf;        // where it is not 0 nothing is written; or null
   math::AdamWConstants constants;
 };
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastft import dispatch
+from fastft.optim.clipping import apply_factor
 from fastft.optim.gradient import Groups, coalesced, grouped, row_gradient
 
 LIVE: "weakref.WeakValueDictionary[int, nn.Embedding]" = weakref.WeakValueDictionary()
@@ -26,8 +28,10 @@ def enter(table: nn.Embedding) -> Tensor:
 
 def read(weight: Tensor, ids: Tensor) -> tuple[Tensor, Groups | None]:
     """The rows `ids` (N,) as they are now, whether or not they have been written, (N, D); and the ids' groups, where
-    these were needed.
+    these were needed. Raises IndexError on the CPU; on a GPU torch's own indexing asserts.
     """
+    if ids.device.type == "cpu":
+        check_in_range(ids, len(weight))
     optimizer = getattr(weight, "row_optimizer", None)
     if optimizer is None:
         return weight.detach()[ids], None
@@ -38,9 +42,8 @@ def read(weight: Tensor, ids: Tensor) -> tuple[Tensor, Groups | None]:
 @torch.library.custom_op("fastft::lookup", mutates_args=())
 def lookup(weight: Tensor, ids: Tensor, mark: Tensor | None, number: Tensor) -> Tensor:
     """weight (V, D) of the table `number`, ids (...) -> (..., D). Without a mark it has no gradient."""
-    table = LIVE[int(number)].weight
-    check_in_range(ids, len(table))
-    return read(table, ids.reshape(-1).long())[0].view(*ids.shape, table.shape[1])
+    rows, _ = read(LIVE[int(number)].weight, ids.reshape(-1).long())
+    return rows.view(*ids.shape, weight.shape[1])
 
 
 @lookup.register_fake
@@ -56,6 +59,7 @@ def add_row_gradient(grad: Tensor, ids: Tensor, number: Tensor, call: int) -> Te
     """
     table = LIVE[int(number)]
     weight = table.weight
+    apply_factor(weight.grad)
     hooks = [*(weight._backward_hooks or {}).values(), *(weight._post_accumulate_grad_hooks or {}).values()]
     if any(hook is not sum_rows for hook in hooks):
         raise RuntimeError(
@@ -101,8 +105,6 @@ def sum_rows(weight: Tensor) -> None:
 
 
 def check_in_range(ids: Tensor, rows: int) -> None:
-    if ids.device.type == "cpu" and ids.numel():
-        low, high = (int(x) for x in torch.aminmax(ids))
-        if low < 0 or high >= rows:
-            position = int(((ids < 0) | (ids >= rows)).reshape(-1).nonzero()[0, 0])
-            raise IndexError(f"ids[{position}] (flattened) is {int(ids.reshape(-1)[position])}; expected 0..{rows - 1}")
+    position = dispatch.pick("grouping", dispatch.BACKENDS, "auto", ids, rows).first_outside(ids, rows)
+    if position < len(ids):
+        raise IndexError(f"ids[{position}] (flattened) is {int(ids[position])}; expected 0..{rows - 1}")

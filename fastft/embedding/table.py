@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastft.embedding.compiled import check_in_range, enter, lookup, read, sum_rows
+from fastft.embedding.compiled import enter, lookup, read, sum_rows
 from fastft.optim.gradient import Groups, grouped, row_gradient
 
 
@@ -66,11 +66,11 @@ class SparseEmbedding(nn.Embedding):
         if torch.compiler.is_compiling():
             compiled: Tensor = lookup(self.weight, input, self.mark if self.weight.requires_grad else None, self.number)
             return compiled
-        check_in_range(input, self.num_embeddings)
-        if not hasattr(self.weight, "sums_rows") and self.weight.requires_grad:
-            self.weight.sums_rows = self.weight.register_post_accumulate_grad_hook(sum_rows)  # type: ignore[attr-defined, no-untyped-call]
-        rows: Tensor = Lookup.apply(self.weight, input.reshape(-1).long(), self.padding_idx)  # type: ignore[no-untyped-call]
-        return rows.view(*input.shape, self.embedding_dim)
+        weight = self.weight
+        if not hasattr(weight, "sums_rows") and weight.requires_grad:
+            weight.sums_rows = weight.register_post_accumulate_grad_hook(sum_rows)  # type: ignore[attr-defined, no-untyped-call]
+        rows: Tensor = Lookup.apply(weight, input, self.padding_idx)  # type: ignore[no-untyped-call]
+        return rows
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is a table of its own."""
@@ -95,14 +95,15 @@ class SparseEmbedding(nn.Embedding):
 
 
 class Lookup(torch.autograd.Function):
-    """weight (V, D), ids (N,) -> (N, D)."""
+    """weight (V, D), ids (...) -> (..., D)."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
         ctx.weight, ctx.padding_idx = weight, padding_idx
-        rows, groups = read(weight, ids)
-        ctx.save_for_backward(*(groups or (ids,)))
-        return rows
+        flat = ids.reshape(-1).long()
+        rows, groups = read(weight, flat)
+        ctx.save_for_backward(*(groups or (flat,)))
+        return rows.view(*ids.shape, weight.shape[1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -111,4 +112,4 @@ class Lookup(torch.autograd.Function):
         groups = Groups(*saved) if len(saved) > 1 else grouped(saved[0], len(weight))
         groups = groups.without(ctx.padding_idx)
         weight.summed = len(groups.touched)
-        return row_gradient(groups, grad, weight.shape, weight.dtype), None, None
+        return row_gradient(groups, grad.reshape(-1, weight.shape[1]), weight.shape, weight.dtype), None, None

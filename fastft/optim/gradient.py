@@ -60,5 +60,5 @@ def coalesced(grad: Tensor, known: bool = False) -> Tensor:
         return grad
     ids = grad._indices()[0]
     if known or bool((ids.diff() > 0).all()):
-        return torch.sparse_coo_tensor(ids[None], grad._values(), grad.shape, is_coalesced=True, check_invariants=False)
+        return grad._coalesced_(True)
     return row_gradient(grouped(ids, grad.shape[0]), grad._values(), grad.shape, grad.dtype)

@@ -12,12 +12,12 @@ The moments of each s follow from step to step; after some hundred steps q_j is 
 """
 
 import math
-import sys
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fastft import dispatch
 from fastft.optim.replay import Mirror
 
 NEGLIGIBLE = 1e-12  # of the first term
@@ -26,96 +26,49 @@ NUMBERS = 9  # per row: P, two weights, two nodes, dz / 2, z_1, beta1^k, beta2^k
 
 
 class Leaps:
-    """Moments of q for each step s at which rows may have been left, s from 0, and what follows from them.
+    """What takes a row from each step s at which it may have been left, s from 0, to the last of `count` steps.
 
-    In NumPy: they are a few hundred numbers a step, and half of torch's time would be its calls.
+    `moments` (S, 4) are those of q. `departures` (S, 9) are, up to s, logs of the products P, beta1^s and beta2^s, then
+    weights without P(s, t), nodes, dz / 2, z_1. Both on the CPU, in fp64. A step changes the last `reach` of them.
     """
 
     def __init__(self, beta1: float, beta2: float, first: int) -> None:
         """`first` steps were taken before those to come."""
         self.beta1, self.beta2, self.first = beta1, beta2, first
-        ratio = beta1 / math.sqrt(beta2)
-        self.reach = math.ceil(math.log(NEGLIGIBLE) / math.log(ratio)) if 0 < ratio < 1 else 1
+        ratio = beta1 / math.sqrt(beta2) if beta2 else 1.0
         self.possible = ratio < 1
-        self.moments = np.zeros((64, 4))
-        self.decay = np.zeros(64)  # log of the product of weight decays up to each step
+        self.reach = math.ceil(math.log(NEGLIGIBLE) / math.log(ratio)) if 0 < ratio < 1 else 1
+        self.moments = torch.zeros(64, 4, dtype=torch.float64, device="cpu")
+        self.departures = torch.zeros(64, NUMBERS, dtype=torch.float64, device="cpu")
         self.count = 0
-        self._numbers = np.zeros((64, NUMBERS))  # of each s; see `_refresh`
-        self._stale = 0  # the first s whose numbers are out of date
         self._mirror = Mirror()
 
-    def append(self, numbers: tuple[float, ...]) -> None:
+    def append(self, numbers: Sequence[float]) -> None:
         """The next step, by its numbers as `SparseAdamW` has them."""
         shrink, *_, lr = numbers
-        if self.count + 2 > len(self.decay):
-            self.moments, self.decay, self._numbers = (
-                np.concatenate([x, np.zeros_like(x)]) for x in (self.moments, self.decay, self._numbers)
-            )
         self.possible = self.possible and shrink > 0
         if not self.possible:
             return
         self.count += 1
-        t, n = self.first + self.count, min(self.reach, self.count)
-        self.decay[self.count] = self.decay[self.count - 1] + math.log(shrink)
-        j = np.arange(n, 0, -1)
-        part = slice(self.count - n, self.count)
-        z = math.sqrt(1 - self.beta2**t) * self.beta2 ** (-j / 2)
-        q = z * self.beta1**j * (lr / (1 - self.beta1**t)) * np.exp(self.decay[part] - self.decay[self.count])
-        for power in range(4):
-            self.moments[part, power] += q
-            q = q * z
-        self._stale = min(self._stale, self.count - n)
+        if self.count == len(self.departures):
+            self.moments, self.departures = (
+                torch.cat([x, torch.zeros_like(x)]) for x in (self.moments, self.departures)
+            )
+        dispatch.pick("leap", dispatch.BACKENDS, "auto", self.departures).advance(self, shrink, lr)
+        self._mirror.changed(max(0, self.count - self.reach))
 
-    def _refresh(self) -> None:
-        """Numbers of each s, whose last `reach` alone change with a step: logs of the products P, beta1^s and beta2^s
-        up to s, weights without P(s, t), nodes, dz / 2, z_1.
-        """
-        if self._stale > self.count:
-            return
-        part = slice(self._stale, self.count + 1)
-        s = np.arange(self._stale, self.count + 1)
-        mu = self.moments[part].T
-        t = self.first + s
-        z_1 = np.sqrt(1 - self.beta2 ** (t + 1.0)) * self.beta2**-0.5
-        reached = np.clip(self.count - s, 1, self.reach)
-        z_k = np.sqrt(1 - self.beta2 ** (t + reached + 0.0)) * self.beta2 ** (-reached / 2)
-        size = np.maximum(mu[0], sys.float_info.min)
-        mean = np.where(mu[0] > 0, mu[1] / size, z_1)  # a node of weight 0 is no division by 0 either
-        variance = np.maximum(mu[2] / size - mean**2, 0)
-        third = mu[3] / size - 3 * mean * mu[2] / size + 2 * mean**3
-        single = variance <= 1e-12 * mean**2
-        skew = np.where(single, 0, third / (2 * np.where(single, 1, variance)))
-        root = np.sqrt(skew**2 + variance)
-        low, high = skew - root, skew + root  # of the nodes, from the mean
-        share = np.where(single, 0.5, high / (2 * np.where(single, 1, root)))
-        log1, log2 = (math.log(max(beta, sys.float_info.min)) for beta in (self.beta1, self.beta2))
-        numbers = [
-            self.decay[part], s * log1, s * log2, mu[0] * share, mu[0] * (1 - share), mean + low, mean + high,
-            (z_k - z_1) / 2, z_1,
-        ]  # fmt: skip
-        self._numbers[part] = np.stack(numbers, 1)
-        self._mirror.changed(self._stale)
-        self._stale = self.count + 1
-
-    def rows(self, last: Tensor) -> Tensor:
-        """(K, NUMBERS) fp32 for rows left after the steps `last` (K,), counted from the first append, until now.
+    def rows(self, last: Tensor, ids: Tensor) -> Tensor:
+        """(K, NUMBERS) fp32 for rows `ids` (K,), left after the steps last[ids], counted from the first append.
 
         On a GPU without a synchronisation.
         """
-        self._refresh()
-        numbers = torch.from_numpy(self._numbers[: self.count + 1])
-        if last.device.type != "cpu":
-            numbers = self._mirror.updated(numbers, last.device)
-        if len(numbers) <= len(last):
-            return until(numbers[self.count], numbers).index_select(0, last)
-        return until(numbers[self.count], numbers.index_select(0, last))
-
-
-def until(now: Tensor, left: Tensor) -> Tensor:
-    """(K, NUMBERS) fp32, from numbers of the steps at which rows were left, and of the last one."""
-    powers = (now[:3] - left[:, :3]).exp()
-    product = powers[:, :1]
-    return torch.cat([product, left[:, 3:5] * product, left[:, 5:], powers[:, 1:]], 1).float()
+        departures = self.departures[: self.count + 1]
+        if ids.device.type != "cpu":
+            departures = self._mirror.updated(departures, ids.device)
+        left, now = departures.index_select(0, last[ids]), departures[self.count]
+        powers = (now[:3] - left[:, :3]).exp()
+        product = powers[:, :1]
+        return torch.cat([product, left[:, 3:5] * product, left[:, 5:], powers[:, 1:]], 1).float()
 
 
 def leap(p: Tensor, m: Tensor, v: Tensor, rows: Tensor, eps: float) -> Tensor:

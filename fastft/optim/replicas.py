@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastft.optim.clipping import apply_factor
 from fastft.optim.gradient import coalesced
 
 
@@ -32,6 +33,7 @@ def sum_row_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
     for p in parameters:
         if p.grad is not None and not p.grad.is_sparse:
             continue
+        apply_factor(p.grad)
         grad = None if p.grad is None else coalesced(p.grad)
         ids = torch.empty(0, dtype=torch.int64, device=p.device) if grad is None else grad._indices()[0]
         union = union_of(ids, world, group)

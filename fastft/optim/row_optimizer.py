@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from fastft import dispatch
+from fastft.optim.clipping import at_least_fp32, factor_of
 from fastft.optim.gradient import Groups, coalesced
+from fastft.optim.replay import Verdict
 from fastft.optim.table import Table
 
 FLUSHED = 1 << 24  # numbers of a table that a flush catches up with at once
@@ -19,8 +21,13 @@ class RowOptimizer(torch.optim.Optimizer):
     With semantics "dense" a row is, whenever `SparseEmbedding` reads it and after `flush()`, what it would be had
     torch's dense optimizer stepped the whole table. A row that no batch touches lags behind in memory, and is caught
     up with when it is read (in the copy) or stepped (in place). With "lazy" a row takes only its own steps.
+
+    As torch's fused optimizers, `step` takes what `torch.amp.GradScaler.step` sets: the gradient is divided by the
+    scalar `grad_scale` as it is read, and where the scalar `found_inf` is not 0 the step is skipped: it does not count,
+    and tables and state are as before. On a GPU the host learns that when it next uses the table, not in the step.
     """
 
+    _step_supports_amp_scaling = True
     names: tuple[str, ...]  # of the buffers, as torch's own optimizer has them in its state
     constants: tuple[str, ...]  # options that may not change while rows lag behind
 
@@ -56,64 +63,87 @@ class RowOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        verdict = None if found_inf is None else Verdict(found_inf)
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
-                    self._step(p, p.grad, group)
+                if p.grad is None:
+                    continue
+                if verdict is None or self.runs_ahead(p):
+                    self._step(p, p.grad, group, verdict)
+                elif not verdict.skips():
+                    self._step(p, p.grad, group, None)
         return loss
 
-    def _step(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def runs_ahead(self, p: Tensor) -> bool:
+        """Whether a step of `p` is launched before the host knows that it is not skipped."""
+        return p.is_cuda
+
+    def _step(self, p: Tensor, grad: Tensor, group: dict[str, Any], verdict: Verdict | None) -> None:
         if not grad.is_sparse:
             raise ValueError(
                 f"a table {tuple(p.shape)} has a dense gradient: something other than a SparseEmbedding reads it (a "
                 "tied head?), so that every row learns; give it to torch's own optimizer"
             )
-        t, rule = self._table(p, group), self.rule(group)
-        kernel, grad = self._kernel(t, rule), coalesced(grad)
+        t, scale, grad = self._table(p, group), self._scale(grad), coalesced(grad)
+        found_inf = None if verdict is None else verdict.found_inf.to(p.device, non_blocking=True)
         ids = grad._indices()[0]
         t.admit(ids)
-        if not self._lags(t, rule):
+        if not self._lags(t):
             t.last[ids] = len(t.steps)
-        leap = t.leap_of_read(ids)
-        t.advance(self.numbers(group, t.offset + len(t.steps) + 1), rule)
-        kernel.step_rows(t, ids, grad._values(), rule, t.steps, leap)
+        leap = t.leap  # which does not reach to the end of this step
+        t.advance(self.numbers(group, t.offset + len(t.steps) + 1), t.rule, verdict)
+        t.kernel.step_rows(t, ids, grad._values(), t.rule, t.steps, leap, scale, found_inf)
+
+    def _scale(self, grad: Tensor) -> Tensor | None:
+        """What `grad` is still to be multiplied by, a scalar: the factor of its clipping, 1 over GradScaler's scale."""
+        scale, divisor = factor_of(grad), getattr(self, "grad_scale", None)
+        if divisor is not None:
+            inverse = divisor.double().reciprocal().float().to(grad.device)  # as GradScaler.unscale_ has it
+            scale = inverse if scale is None else scale * inverse
+        return None if scale is None else scale.to(at_least_fp32(grad))
 
     def _table(self, p: Tensor, group: dict[str, Any]) -> Table:
         """What is held of `p`, for a step under the options of `group`."""
-        constants, rule = {name: group[name] for name in self.constants}, self.rule(group)
-        if p not in self.tables:
+        constants = {name: group[name] for name in self.constants}
+        t = self.tables.get(p)
+        if t is None:
             before = getattr(p, "row_optimizer", self)
             if before is not self:
                 before.flush()
-            self.tables[p] = Table(p.detach(), rule, constants, self.rounding, fast=self.engine == "fast")
+            t = self.tables[p] = Table(
+                p.detach(), self.rule(group), constants, self.rounding, fast=self.engine == "fast"
+            )
             p.row_optimizer = self  # type: ignore[attr-defined]
-        t = self.tables[p]
+        t.settle()
+        if t.constants != constants or t.kernel is None:
+            self._check_changes(p, t, constants)
+            t.constants, t.rule = constants, self.rule(group)
+            t.kernel = dispatch.pick("row_update", dispatch.BACKENDS, self.backend, t, t.rule)
+        return t
+
+    def _check_changes(self, p: Tensor, t: Table, constants: dict[str, Any]) -> None:
         for name, value in constants.items():
             if value != t.constants[name]:
                 changed = f"{name} changed from {t.constants[name]} to {value}"
-                if rule.buffers(p) != t.layout:
+                if self.rule(constants).buffers(p) != t.layout:
                     raise ValueError(f"{changed}, and with it what is kept of a row: make a new optimizer")
                 if len(t.steps):
                     raise ValueError(f"{changed} while rows lag behind: flush() first")
-        t.constants = constants
-        return t
 
-    def _lags(self, t: Table, rule: Any) -> bool:
+    def _lags(self, t: Table) -> bool:
         """Whether steps without a gradient change a row."""
-        return self.semantics == "dense" and bool(rule.moves_idle_rows(t.steps))
+        return self.semantics == "dense" and bool(t.rule.moves_idle_rows(t.steps))
 
-    def _kernel(self, t: Table, rule: Any) -> Any:
-        return dispatch.pick("row_update", dispatch.BACKENDS, self.backend, t, rule)
-
-    @torch.no_grad()
     def current_rows(self, p: Tensor, groups: Groups) -> Tensor:
         """(N, D): what a table's rows are now, at the positions that read them; nothing is written."""
         t = self.tables.get(p)
-        if t is None or not len(t.steps) or not self._lags(t, rule := self.rule(t.constants)):
+        if t is not None:
+            t.settle()
+        if t is None or not len(t.steps) or not self._lags(t):
             return groups.spread(p.detach().index_select(0, groups.touched))
         t.fill()
-        t.read = ids, leap = groups.touched, t.leap(groups.touched)
-        rows: Tensor = self._kernel(t, rule).read_rows(t, ids, rule, t.steps, leap, groups)
+        rows: Tensor = t.kernel.read_rows(t, groups.touched, t.rule, t.steps, t.leap, groups)
         return rows
 
     @torch.no_grad()
@@ -124,12 +154,12 @@ class RowOptimizer(torch.optim.Optimizer):
         it; so must whoever else reads a table other than by a `SparseEmbedding`'s forward (a norm, a copy).
         """
         for p, t in self.tables.items():
-            rule = self.rule(t.constants)
-            if len(t.steps) and self._lags(t, rule):
-                if rule.idle_rows_gain_state(t.steps):
+            t.settle()
+            if len(t.steps) and self._lags(t):
+                if t.rule.idle_rows_gain_state(t.steps):
                     t.admit(torch.arange(len(p), device=p.device))
                 for ids in torch.arange(len(p), device=p.device).split(max(1, FLUSHED // p.shape[1])):  # type: ignore[no-untyped-call]
-                    self._kernel(t, rule).step_rows(t, ids, None, rule, t.steps, t.leap(ids))
+                    t.kernel.step_rows(t, ids, None, t.rule, t.steps, t.leap)
             t.start_over()
 
     def state_dict(self) -> dict[str, Any]:

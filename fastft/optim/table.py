@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fastft import dispatch
-from fastft.optim.replay import Steps
+from fastft.optim.leap import Leaps
+from fastft.optim.replay import Steps, Verdict
 
 GROWTH = 1.5  # of the room for state, so that admitting rows costs little in the long run
 FUSED = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of tables that kernels step
@@ -20,11 +21,13 @@ class Table:
     `buffers` are (S, width), width D or 1, of which `used` slots are taken; `fills` is what a row has in them before
     its first gradient, and is there in the first `filled` slots: a step writes the rest. With `master`, (S, D) in fp32,
     a touched row of the table is its rounding. `offset` steps were taken by all rows before the first of `steps`; all
-    of `steps` are steps of the rule that `constants` make. `read` are the rows last read since, and their leap.
+    of `steps` are steps of the `rule` that `constants` make, taken by `kernel`. After a step `settle()` comes before
+    all else: the step may be in doubt, for want of a `verdict`, and `leaps` do not reach to its end.
     """
 
     def __init__(self, table: Tensor, rule: Any, constants: dict[str, Any], rounding: str, *, fast: bool) -> None:
-        self.table, self.constants, self.rounding, self.fast = table, constants, rounding, fast
+        self.table, self.rule, self.constants, self.rounding, self.fast = table, rule, constants, rounding, fast
+        self.kernel: Any = None
         self.dtype = torch.promote_types(table.dtype, torch.float32)
         self.last = torch.zeros(len(table), dtype=torch.int32, device=table.device)
         self.slot = torch.full((len(table),), -1, dtype=torch.int32, device=table.device)
@@ -35,34 +38,38 @@ class Table:
         self.used = self.filled = self.offset = 0
         self.numbers = rule.width
         self.steps = Steps(self.numbers)
-        self.read: tuple[Tensor, Tensor | None] | None = None
+        self.verdict: Verdict | None = None
         self.start_over()
 
     def start_over(self) -> None:
         """All rows have taken all steps."""
         self.offset += len(self.steps)
         self.steps = Steps(self.numbers)
-        self.leaps, self.read = None, None
+        self.leaps: Leaps | None = None
         self.last.zero_()
         self.fill()
 
-    def advance(self, numbers: tuple[float, ...], rule: Any) -> None:
+    def advance(self, numbers: tuple[float, ...], rule: Any, verdict: Verdict | None = None) -> None:
+        """One step more, of which a `verdict` has yet to say whether it is skipped."""
+        self.settle()
         if self.fast and not len(self.steps):
             self.leaps = rule.leaps(self.offset)
         self.steps.append(numbers)
-        self.read = None
-        if self.leaps is not None:
-            self.leaps.append(numbers)
+        self.verdict = verdict
 
-    def leap(self, ids: Tensor) -> Tensor | None:
+    def settle(self) -> None:
+        """Take the last step back if it was skipped, which is waited for; else leaps are to reach to its end."""
+        verdict, self.verdict = self.verdict, None
+        if verdict is not None and verdict.skips():
+            self.steps.take_back()
+        elif self.leaps is not None and self.leaps.count < len(self.steps):
+            self.leaps.append(self.steps[len(self.steps) - 1])
+
+    @property
+    def leap(self) -> Leaps | None:
         """The rule's short way from where each row is to the last step so far, if it has one."""
-        return None if self.leaps is None or not self.leaps.possible else self.leaps.rows(self.last[ids])
-
-    def leap_of_read(self, ids: Tensor) -> Tensor | None:
-        """The same, at hand where forward read just these rows."""
-        if self.read is not None and ids.device.type == "cpu" and torch.equal(self.read[0], ids):
-            return self.read[1]
-        return self.leap(ids)
+        self.settle()
+        return self.leaps if self.leaps is not None and self.leaps.possible and self.leaps.count else None
 
     def why_not_fused(self, rule: Any) -> str | None:
         """Why steps are left to torch's operations, on any device, or None."""
@@ -84,15 +91,19 @@ class Table:
     def admit(self, ids: Tensor) -> None:
         """Give slots to those of `ids`, each once, that have none; what is in them is left to the step that follows."""
         self.fill()
-        new = ids[self.slot[ids] < 0]
-        if not len(new):
+        start = self.used
+        used = dispatch.pick("slots", dispatch.BACKENDS, "auto", self.slot).assigned(self.slot, ids, start)
+        if used == start:
             return
-        start, self.used = self.used, self.used + len(new)
-        self.buffers = [grown(b, start, self.used, len(self.slot)) for b in self.buffers]
-        if self.master is not None:
-            self.master = grown(self.master, start, self.used, len(self.slot))
-            self.master[start : self.used] = self.table[new].to(self.dtype)
-        self.slot[new] = torch.arange(start, self.used, dtype=torch.int32, device=ids.device)
+        try:
+            self.buffers = [grown(b, start, used, len(self.slot)) for b in self.buffers]
+            if self.master is not None:
+                self.master = grown(self.master, start, used, len(self.slot))
+                self.master[start:used] = self.table[ids[self.slot[ids] >= start]].to(self.dtype)
+        except BaseException:  # no memory: as it was
+            self.slot[ids[self.slot[ids] >= start]] = -1
+            raise
+        self.used = used
 
     def fill(self) -> None:
         """What rows admitted have before their first gradient, where no step has written it."""

@@ -150,7 +150,7 @@ class Trainer(Setup):
     def clip(self) -> float:
         """The norm of the whole gradient before it is clipped to `max_grad_norm`."""
         parameters, limit = self.learning.ever(), self.config.max_grad_norm or float("inf")
-        norm: Any = clip_grad_norm_(parameters, limit)
+        norm: Any = clip_grad_norm_(parameters, limit, defer=True)  # row gradients are SparseAdamW's to step
         return float(norm.full_tensor() if self.sharded else norm)
 
     def stopped(self) -> bool:

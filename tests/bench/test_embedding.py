@@ -13,7 +13,7 @@ from runs import benchmarked, records
 from torch import Tensor, nn
 
 from bench import checks, peers, report, rows
-from bench.embedding import OP, WARM_UP, floor, step
+from bench.embedding import OP, floor, step
 from bench.peers import EMBEDDING, Peer
 from bench.shapes import TABLES, table_cases
 from bench.tables import BATCHES, Start, Table, Training, batches, ranked, traffic
@@ -86,7 +86,8 @@ def test_batches_are_zipf_distributed() -> None:
     assert sorted(ranked(V).tolist()) == list(range(V))
 
 
-def test_steps_go_on_from_the_last_ones_state(provider: Callable[..., None]) -> None:
+@pytest.mark.parametrize("case", [TINY, replace(TINY, warm_up=8)])
+def test_steps_go_on_from_the_last_ones_state(case: Table, provider: Callable[..., None]) -> None:
     """Everyone has taken as many steps when it is timed, with the same batches in the same order."""
     seen: dict[int, list[Tensor]] = {}
 
@@ -95,12 +96,12 @@ def test_steps_go_on_from_the_last_ones_state(provider: Callable[..., None]) -> 
         return training._replace(lookup=lambda ids: (given.append(ids), training.lookup(ids))[1])
 
     provider("watched", watched)
-    timed, absent = records(OP, TINY, chosen=("eager", "watched", "fastft"), cap=10.0)
+    timed, absent = records(OP, case, chosen=("eager", "watched", "fastft"), cap=10.0)
     assert timed.keys() == {"floor", "eager", "watched", "fastft"}, absent
     check, race = seen.values()
     assert torch.equal(torch.stack(check), batches(TINY.N, TINY.V))
-    assert len(race) == WARM_UP + 1 + 3
-    assert torch.equal(torch.stack(race), batches(TINY.N, TINY.V)[: len(race)])
+    assert len(race) == case.warm_up + 1 + 3
+    assert torch.equal(torch.stack(race), torch.stack([batches(TINY.N, TINY.V)[k % BATCHES] for k in range(len(race))]))
     assert timed["fastft"].deviation == pytest.approx(0, abs=1e-5)
 
 
@@ -188,9 +189,11 @@ def test_both_precisions_start_from_the_same() -> None:
 
 
 def test_the_grid() -> None:
-    (cpu,) = table_cases({"cpu": TABLES["cpu"]})
+    cpu, early = table_cases({"cpu": TABLES["cpu"]})
     assert (cpu.name, cpu.V, cpu.D, cpu.N) == ("qwen2.5", 151936, 896, 4096)
-    (gpu,) = table_cases({"cuda": TABLES["cuda"]})
+    assert cpu.warm_up == BATCHES, "no row is new"
+    assert early == replace(cpu, name="qwen2.5-new-rows", warm_up=8)
+    gpu, _ = table_cases({"cuda": TABLES["cuda"]})
     assert (gpu.V, gpu.D, gpu.N, gpu.device) == (151936, 4096, 8192, "cuda")
 
 
@@ -207,7 +210,7 @@ def test_chosen_rows_move_alone() -> None:
 def test_smoke_run_and_report(tmp_path: Path) -> None:
     """The whole way: pytest, rows on disk, page and pictures."""
     printed = benchmarked("embedding", "--smoke", "-k", "cpu-tiny", "--cap", "0.01", "--record", str(tmp_path))
-    assert "1 passed" in printed
+    assert "2 passed" in printed
     assert "GB/s" in printed
     assert "  U=" in printed
 

@@ -3,6 +3,7 @@
 
 #include "adamw.h"
 #include "half.h"
+#include "leap.h"
 #include "logit.h"
 #include "online_softmax.h"
 #include "row.h"
@@ -11,6 +12,7 @@ using namespace fastft::math;
 
 static_assert(sizeof(SoftmaxSum) == 4 * sizeof(float), "the tests see max, sum, moment, dot_q");
 static_assert(sizeof(RowCoefficients) == 3 * sizeof(float), "the tests see label, smooth, lse_square");
+static_assert(sizeof(Departure) == 9 * sizeof(double), "the tests see logs, weights, nodes, half, first");
 static_assert(sizeof(bf16) == 2 && sizeof(fp16) == 2, "the tests see bit patterns");
 
 extern "C" {
@@ -88,6 +90,14 @@ void adamw_steps(const AdamWStep* s, const AdamWConstants* c, const float* g, fl
 void adamw_leaps(const AdamWLeap* l, const AdamWConstants* c, float* p, float* m, float* v, float* close,
                  int64_t n) {
   for (int64_t i = 0; i < n; ++i) close[i] = adamw_leap(p[i], m[i], v[i], *l, *c);
+}
+
+void nodes(const double (*moments)[4], const double* first, const double* last, Departure* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) set_nodes(out[i], moments[i], first[i], last[i]);
+}
+
+void leaps_between(const Departure* left, const Departure* now, AdamWLeap* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = leap_between(left[i], now[i]);
 }
 
 }  // extern "C"

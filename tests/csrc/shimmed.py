@@ -28,7 +28,7 @@ FLAGS = (
     "-fsanitize=undefined", "-U_FORTIFY_SOURCE",
 )  # fmt: skip
 PACKAGE = "fastft.kernels.cuda"
-OPS = (".cross_entropy", ".rows", ".segment_sum", ".row_update")
+OPS = (".cross_entropy", ".rows", ".segment_sum", ".row_update", ".grouping")
 SCHEDULES = range(4)  # bit 0: threads in descending order, bit 1: background copies as late as they may
 
 
@@ -62,7 +62,7 @@ class Shimmed:
         self.schedule = 0
         self.cuda, self.tuning = (importlib.import_module(PACKAGE + name) for name in ("", ".tuning"))
         ops = [importlib.import_module(PACKAGE + name) for name in OPS]
-        self.cross_entropy, self.rows, self.segment_sum, self.row_update = ops
+        self.cross_entropy, self.rows, self.segment_sum, self.row_update, self.grouping = ops
         limits = self.cuda.limits
         for module in ops:
             module.launching_on = self.launching_on  # type: ignore[attr-defined]

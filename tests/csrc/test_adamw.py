@@ -54,7 +54,7 @@ def test_leap(idle: int, eps: float, math: Library) -> None:
     leaps = Leaps(*BETAS, first=0)
     for step in steps:
         leaps.append(step)
-    row = leaps.rows(torch.tensor([1], dtype=torch.int32))
+    row = leaps.rows(torch.tensor([1], dtype=torch.int32), torch.tensor([0]))
     before, expected = truth(g.double(), steps[:1], eps), truth(g.double(), steps, eps)
     p, m, v = (t.float() for t in before)
     close = torch.empty(1000)

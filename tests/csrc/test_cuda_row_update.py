@@ -95,7 +95,7 @@ def test_reads_and_catching_up(dtype: torch.dtype, eps: float, by_leap: bool, sh
     for i, width in enumerate(WIDTHS):
         shim.schedule = SCHEDULES[i % 4]
         t, rule = table(width, dtype, eps)
-        exact, leap, before = in_double(t, rule), t.leap(ids) if by_leap else None, parts(t)
+        exact, leap, before = in_double(t, rule), t.leap if by_leap else None, parts(t)
         old = exact.table.clone()
         seen = shim.row_update.read_rows(t, ids, rule, t.steps, leap)
         assert seen.dtype == dtype
@@ -115,7 +115,7 @@ def test_steps(dtype: torch.dtype, eps: float, by_leap: bool, shim: Shimmed) -> 
         shim.schedule = SCHEDULES[i % 4]
         ids = ADMITTED[i % 3 :]
         t, rule = table(width, dtype, eps)
-        exact, leap, before = in_double(t, rule), t.leap(ids) if by_leap else None, parts(t)
+        exact, leap, before = in_double(t, rule), t.leap if by_leap else None, parts(t)
         old = exact.table.clone()
         grad = (torch.randn(len(ids), width, generator=torch.Generator().manual_seed(i)) * 1e-2).to(dtype)
         t.advance(numbers(STEPS + 1), rule)
@@ -127,14 +127,33 @@ def test_steps(dtype: torch.dtype, eps: float, by_leap: bool, shim: Shimmed) -> 
             assert torch.equal(now[others], was[others])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_steps_with_scalars(dtype: torch.dtype, shim: Shimmed) -> None:
+    """Skipped ones write nothing; the others are those of a gradient scaled in fp64."""
+    for i, width in enumerate(WIDTHS):
+        shim.schedule = SCHEDULES[i % 4]
+        t, rule = table(width, dtype, 1e-2)
+        exact, leap, before = in_double(t, rule), t.leap, parts(t)
+        old = exact.table.clone()
+        grad = torch.randn(len(ADMITTED), width, generator=torch.Generator().manual_seed(i)).to(dtype)
+        t.advance(numbers(STEPS + 1), rule)
+        scale = torch.tensor(1 / 300)
+        for found_inf in (1.0, torch.nan):
+            shim.row_update.step_rows(t, ADMITTED, grad, rule, t.steps, leap, scale, torch.tensor(found_inf))
+            assert same(parts(t), before)
+        shim.row_update.step_rows(t, ADMITTED, grad, rule, t.steps, leap, scale, torch.tensor(0.0))
+        reference.step_rows(exact, ADMITTED, grad.double() * scale.double(), rule, t.steps, None)
+        check(t, ADMITTED, exact, old)
+
+
 def test_some_elements_leap_and_some_are_replayed() -> None:
     """What the problems above are: within 8 elements both kinds, with eps = 1e-2 alone."""
     for eps, mixed in ((1e-8, False), (1e-2, True)):
         t, rule = table(520, torch.float32, eps)
-        leap = t.leap(ADMITTED)
+        leap = t.leap
         assert leap is not None
         p, (m, v) = t.gather(ADMITTED)
-        rest = leap_in_torch(p, m, v, leap, rule.eps).reshape(len(ADMITTED), -1, 8)
+        rest = leap_in_torch(p, m, v, leap.rows(t.last, ADMITTED), rule.eps).reshape(len(ADMITTED), -1, 8)
         assert bool((rest.any(2) & ~rest.all(2)).any()) == mixed
         assert bool(rest.any()) == mixed
 
@@ -150,8 +169,8 @@ def test_every_schedule_and_alignment_gives_the_same_bits(dtype: torch.dtype, wi
         wide = torch.full((ROWS, offset + width + pad), 77.0, dtype=dtype)
         t.table = wide[:, offset : offset + width].copy_(t.table)
         ids = torch.arange(ROWS)
-        read = shim.row_update.read_rows(t, ids, rule, t.steps, t.leap(ids))
-        shim.row_update.step_rows(t, ids, None, rule, t.steps, t.leap(ids))
+        read = shim.row_update.read_rows(t, ids, rule, t.steps, t.leap)
+        shim.row_update.step_rows(t, ids, None, rule, t.steps, t.leap)
         found.append([read, *parts(t)])
         around = torch.ones(wide.shape, dtype=torch.bool)
         around[:, offset : offset + width] = False
@@ -163,8 +182,8 @@ def test_a_row_is_read_as_often_as_it_is_asked_for(shim: Shimmed) -> None:
     t, rule = table(36, torch.bfloat16)
     ids = torch.tensor([5, 1, 5, 22, 5, 1] * 20)
     twice = torch.stack([ids, ids], 1)[:, 0]
-    one = shim.row_update.read_rows(t, torch.arange(ROWS), rule, t.steps, t.leap(torch.arange(ROWS)))
-    assert torch.equal(shim.row_update.read_rows(t, twice, rule, t.steps, t.leap(ids)), one[ids])
+    one = shim.row_update.read_rows(t, torch.arange(ROWS), rule, t.steps, t.leap)
+    assert torch.equal(shim.row_update.read_rows(t, twice, rule, t.steps, t.leap), one[ids])
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
@@ -175,7 +194,7 @@ def test_without_a_master_the_table_is_what_steps(rounding: str, shim: Shimmed) 
     assert t.master is None
     exact = in_double(t, rule)
     old, grad = exact.table.clone(), torch.full((len(ADMITTED), 36), 1e-2)
-    leap = t.leap(ADMITTED)
+    leap = t.leap
     t.advance(numbers(STEPS + 1), rule)
     reference.step_rows(exact, ADMITTED, grad.to(dtype).double(), rule, t.steps, None)
     shim.row_update.step_rows(t, ADMITTED, grad, rule, t.steps, leap)
@@ -186,7 +205,7 @@ def test_the_first_step_of_all(shim: Shimmed) -> None:
     """No step to catch up with, and no leap."""
     rule = Rule(*BETAS, 1e-8, False, False)
     t = Table(torch.ones(ROWS, 12), rule, {}, "master", fast=True)
-    assert torch.equal(shim.row_update.read_rows(t, ADMITTED, rule, t.steps, t.leap(ADMITTED)), torch.ones(9, 12))
+    assert torch.equal(shim.row_update.read_rows(t, ADMITTED, rule, t.steps, t.leap), torch.ones(9, 12))
     t.admit(ADMITTED)
     t.advance(numbers(1), rule)
     grad = torch.linspace(-1, 1, 9 * 12).reshape(9, 12)
@@ -201,8 +220,8 @@ def test_the_first_step_of_all(shim: Shimmed) -> None:
 def test_no_rows(shim: Shimmed) -> None:
     t, rule = table(9, torch.float32)
     none, before = torch.zeros(0, dtype=torch.int64), parts(t)
-    assert shim.row_update.read_rows(t, none, rule, t.steps, t.leap(none)).shape == (0, 9)
-    shim.row_update.step_rows(t, none, torch.zeros(0, 9), rule, t.steps, t.leap(none))
+    assert shim.row_update.read_rows(t, none, rule, t.steps, t.leap).shape == (0, 9)
+    shim.row_update.step_rows(t, none, torch.zeros(0, 9), rule, t.steps, t.leap)
     assert same(parts(t), before)
 
 

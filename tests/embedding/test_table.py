@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.embedding import SparseEmbedding
-from fastft.optim import SparseAdamW, SparseSGD
+from fastft.optim import SparseAdamW, SparseSGD, clip_grad_norm_
 from fastft.optim.gradient import grouped
 
 
@@ -185,6 +185,24 @@ def test_compiled_lookups_without_a_gradient() -> None:
         call(ids + 49)
     ours.weight.requires_grad_(False)
     assert not call(ids).requires_grad
+
+
+def test_compiled_backward_after_deferred_clipping() -> None:
+    """What a later backward adds to is clipped first, as without a compiler."""
+    ours, _ = pair()
+    twin = copy.deepcopy(ours)
+    call: Any = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    for module, defer in ((ours, False), (call, True)):
+        module(torch.tensor([5])).sum().backward()
+        clip_grad_norm_(module.parameters(), 0.5, defer=defer)
+        module.zero_grad()
+        for _ in range(2):
+            module(torch.tensor([1, 3, 3])).sum().backward()
+            clip_grad_norm_(module.parameters(), 0.5, defer=defer)
+        module(torch.tensor([2])).sum().backward()
+    assert ours.weight.grad is not None
+    assert twin.weight.grad is not None
+    torch.testing.assert_close(twin.weight.grad.to_dense(), ours.weight.grad.to_dense(), rtol=1e-6, atol=0)
 
 
 def test_copies_of_a_compiled_table_are_tables_of_their_own() -> None:

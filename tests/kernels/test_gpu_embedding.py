@@ -3,6 +3,7 @@
 The contracts in test_segment_sum.py and test_row_update.py run there too. For compute-sanitizer: -k "small".
 """
 
+import warnings
 from types import ModuleType
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 
 from fastft import dispatch
+from fastft.embedding import SparseEmbedding
+from fastft.kernels.reference import grouping as reference_grouping
 from fastft.kernels.reference import row_update as reference
+from fastft.optim import SparseAdamW, clip_grad_norm_
 from fastft.optim.adamw import Rule
 from fastft.optim.table import Table
 from kernels.test_cross_entropy import DTYPES
-from kernels.test_gpu import module
+from kernels.test_gpu import after_a_while, captured, module
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -61,11 +65,11 @@ class Updated:
         return torch.randint(2500, (700,), generator=self.g, device="cuda").unique()
 
     def read(self, ids: Tensor) -> Tensor:
-        rows: Tensor = self.kernel.read_rows(self.t, ids, self.rule, self.t.steps, self.t.leap(ids))
+        rows: Tensor = self.kernel.read_rows(self.t, ids, self.rule, self.t.steps, self.t.leap)
         return rows
 
     def step(self, ids: Tensor, grad: Tensor, step: int) -> None:
-        leap = self.t.leap(ids)
+        leap = self.t.leap
         self.t.advance((1 - 1e-4, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2), self.rule)
         self.kernel.step_rows(self.t, ids, grad, self.rule, self.t.steps, leap)
 
@@ -113,3 +117,117 @@ def test_row_updates_wait_for_nothing(backend: str) -> None:
             u.step(ids, grad[: len(ids)], step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_scaled_steps_wait_for_nothing(backend: str, skipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GradScaler's scalars and a clipping put off; a skipped step is taken back when rows are read next."""
+    update_module(backend)
+    embedding = SparseEmbedding(3000, 1024, device="cuda", dtype=torch.bfloat16)
+    optimizer = SparseAdamW(embedding.parameters(), lr=1e-2, backend=backend)
+    ids, weight = torch.randint(2500, (700,), device="cuda"), embedding.weight
+
+    def ready(found_inf: float) -> None:
+        optimizer.zero_grad()
+        optimizer.grad_scale, optimizer.found_inf = (torch.tensor(x, device="cuda") for x in (4.0, found_inf))
+        embedding(ids).backward(torch.ones(700, 1024, dtype=torch.bfloat16, device="cuda"))
+        clip_grad_norm_(embedding.parameters(), 1.0, defer=True)
+        torch.cuda.synchronize()
+
+    for found_inf in (0.0, 1.0):  # compiles; all rows are admitted
+        ready(found_inf)
+        optimizer.step()
+    before = embedding(ids).detach()
+    assert len(optimizer.tables[weight].steps) == 1
+    ready(float(skipped))
+    monkeypatch.setattr(optimizer.tables[weight], "admit", lambda ids: None)  # it waits for the number of new rows
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(optimizer.tables[weight].steps) == 2
+    assert torch.equal(before, embedding(ids).detach()) == skipped
+    assert len(optimizer.tables[weight].steps) == 2 - skipped
+
+
+@pytest.fixture
+def grouping() -> ModuleType:
+    loaded, why = dispatch.load("grouping", "cuda")
+    if loaded is not None:
+        why = loaded.why_not(torch.tensor([0], device="cuda"), 1)
+    if why is not None:
+        pytest.skip(f"cuda: {why}")
+    assert loaded is not None
+    return loaded
+
+
+def ids_of(n: int, rows: int, seed: int = 0) -> Tensor:
+    """Half of them the last row, as padding is."""
+    g = torch.Generator("cuda").manual_seed(seed)
+    ids = torch.randint(rows, (n,), generator=g, device="cuda")
+    ids[::2] = rows - 1
+    return ids
+
+
+@pytest.mark.parametrize("rows", [1, 2, 256, 257, 50257, 65536, 65537, 1 << 24, 1 << 32])
+@pytest.mark.parametrize("n", [1, 2, 2048, 2049, 4864, 4865, 100_003])
+def test_small_groups(n: int, rows: int, grouping: ModuleType) -> None:
+    """As the reference on the GPU, on both sides of the count that CUB sorts in one block; twice, for the same."""
+    assert dispatch.pick("grouping", dispatch.BACKENDS, "auto", ids_of(1, 1), 1) is grouping
+    ids = ids_of(n, rows)
+    before = ids.clone()
+    got, again, want = grouping.grouped(ids, rows), grouping.grouped(ids, rows), reference_grouping.grouped(ids, rows)
+    assert torch.equal(ids, before)
+    for mine, repeated, theirs in zip(got, again, want, strict=True):
+        assert torch.equal(mine, theirs)
+        assert torch.equal(mine, repeated)
+
+
+def test_many_groups_strided_ids_and_none(grouping: ModuleType) -> None:
+    strided = ids_of(20_000, 500).view(100, 200)[:, 7]
+    for ids in (ids_of(20_000_000, 500), strided, ids_of(1, 500).expand(9000), ids_of(0, 500)):
+        for mine, theirs in zip(grouping.grouped(ids, 500), reference_grouping.grouped(ids, 500), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_groups_wait_once(grouping: ModuleType) -> None:
+    """For the number of groups, by torch's own count of what waits; test_groups_in_a_graph has the kernels' part."""
+    ids = ids_of(9000, 50257)
+    grouping.grouped(ids, 50257)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            grouping.grouped(ids, 50257)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in said if "called a synchronizing CUDA operation" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("n", [3000, 70_000])
+def test_groups_in_a_graph(n: int, grouping: ModuleType) -> None:
+    """A capture fails on whatever waits or leaves its stream, in CUB's sort too. Replays take other ids."""
+    ids = ids_of(n, 50257)
+    graph, out = captured(lambda: torch.stack(grouping.launched(ids, 50257)[:3]))
+    for seed in (1, 2):
+        ids.copy_(ids_of(n, 50257, seed))
+        graph.replay()
+        touched, order, ends = reference_grouping.grouped(ids, 50257)
+        assert torch.equal(out[0, : len(touched)], touched)
+        assert torch.equal(out[1], order)
+        assert torch.equal(out[2, : len(ends)], ends)
+
+
+def test_groups_on_a_stream_whose_ids_come_late(grouping: ModuleType) -> None:
+    ids, late = ids_of(9000, 50257), ids_of(9000, 50257, 1)
+    want = reference_grouping.grouped(late, 50257)
+    grouping.grouped(ids, 50257)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        after_a_while(ids, late)
+        got = grouping.grouped(ids, 50257)
+    torch.cuda.synchronize()
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine, theirs)

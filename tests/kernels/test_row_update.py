@@ -15,7 +15,7 @@ from fastft.kernels.reference import row_update as reference
 from fastft.optim.adamw import Rule
 from fastft.optim.gradient import grouped
 from fastft.optim.leap import Leaps
-from fastft.optim.replay import Mirror
+from fastft.optim.replay import Mirror, Verdict
 from fastft.optim.table import Table
 from kernels.interpreter import interpreted
 
@@ -66,20 +66,20 @@ def trained(
         grad = grad.to(ids.device, dtype)
         seen = torch.cat([ids, ids[:2], torch.tensor([ROWS - 1])])
         before = t.table.clone()
-        reads.append(kernel.read_rows(t, seen, rule, t.steps, t.leap(seen)))
+        reads.append(kernel.read_rows(t, seen, rule, t.steps, t.leap))
         groups = grouped(seen, ROWS)
-        spread = kernel.read_rows(t, groups.touched, rule, t.steps, t.leap(groups.touched), groups)
+        spread = kernel.read_rows(t, groups.touched, rule, t.steps, t.leap, groups)
         assert torch.equal(spread, reads[-1]), "at the positions of each row"
         assert torch.equal(before, t.table)
         t.admit(ids)
-        leap = t.leap(ids)
+        leap = t.leap
         t.advance((1 - 1e-4, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2), rule)
         kernel.step_rows(t, ids, grad, rule, t.steps, leap)
         others = torch.ones(ROWS, dtype=torch.bool).index_fill_(0, ids, False)
         assert torch.equal(before[others], t.table[others])
         assert (t.last[ids] == step).all()
     everything = torch.arange(ROWS)
-    kernel.step_rows(t, everything, None, rule, t.steps, t.leap(everything))
+    kernel.step_rows(t, everything, None, rule, t.steps, t.leap)
     return t, reads
 
 
@@ -104,14 +104,73 @@ def test_like_the_reference(backend: str, eps: float, fast: bool, dtype: torch.d
         assert torch.equal(got.last, want.last)
 
 
+def parts(t: Table) -> list[Tensor]:
+    held = [t.table, t.last, *(b[: t.used] for b in t.buffers)]
+    return [x.clone() for x in (held if t.master is None else [*held, t.master[: t.used]])]
+
+
+def one_step(kernel: Any, t: Table, ids: Tensor, grad: Tensor, *scalars: float | None) -> None:
+    """With the step's scale and found_inf, by which it is settled."""
+    t.admit(ids)
+    leap, step = t.leap, len(t.steps) + 1
+    scale, found_inf = (None if x is None else torch.tensor(x) for x in (*scalars, None, None)[:2])
+    numbers = 1 - 1e-4, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2
+    t.advance(numbers, RULE, None if found_inf is None else Verdict(found_inf))
+    kernel.step_rows(t, ids, grad, RULE, t.steps, leap, *([scale, found_inf] if scalars else []))
+    t.settle()
+
+
+STEPPED = [torch.tensor([0, 3, 4]), torch.tensor([1, 3]), torch.tensor([0, 2, 3, 40, 49])]  # late, new and neither
+
+
+@pytest.mark.parametrize("rounding", ["master", "nearest"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scaled_gradients(backend: str, dtype: torch.dtype, rounding: str) -> None:
+    """As one that is scaled before, in fp32: a half type does not hold it."""
+    with device_of(backend):
+        kernel, t, want = usable(backend), *(table(dtype, rounding=rounding) for _ in range(2))
+        g = torch.Generator().manual_seed(0)
+        for ids in STEPPED:
+            here = ids.to(t.table.device)
+            grad = torch.randn(len(ids), WIDTH, generator=g, device="cpu").to(t.table)
+            one_step(kernel, t, here, grad, 1 / 3000)
+            one_step(reference, want, here, grad.float() * (1 / 3000))
+        eps = max(torch.finfo(dtype).eps, 1e-5)
+        torch.testing.assert_close(t.table, want.table, rtol=eps, atol=eps)
+        for got, truth in zip(parts(t)[1:], parts(want)[1:], strict=True):
+            torch.testing.assert_close(got, truth, rtol=eps if rounding == "nearest" else 1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_skipped_step_writes_nothing(backend: str, dtype: torch.dtype) -> None:
+    """Nor is it in the way of the next, which is the step that it would have been."""
+    with device_of(backend):
+        kernel, t, want = usable(backend), *(table(dtype) for _ in range(2))
+        for ids in STEPPED:
+            here = ids.to(t.table.device)
+            grad = torch.ones(len(ids), WIDTH, dtype=dtype)
+            one_step(kernel, want, here, grad)
+            for found_inf in (1.0, torch.nan):
+                t.admit(here)
+                before = [x.nan_to_num(0) for x in parts(t)]  # the state of new rows, once it is written
+                one_step(kernel, t, here, torch.full_like(grad, torch.nan), None, found_inf)
+                t.fill()
+                assert all(torch.equal(now, was) for now, was in zip(parts(t), before, strict=True))
+            one_step(kernel, t, here, grad, None, 0.0)
+            for got, wanted in zip(parts(t), parts(want), strict=True):
+                torch.testing.assert_close(got, wanted, rtol=max(torch.finfo(dtype).eps, 1e-6), atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_rows(backend: str) -> None:
     with device_of(backend):
         kernel, t, none = usable(backend), table(), torch.empty(0, dtype=torch.int64)
         assert kernel is not None
-        assert kernel.read_rows(t, none, RULE, t.steps, t.leap(none)).shape == (0, WIDTH)
+        assert kernel.read_rows(t, none, RULE, t.steps, t.leap).shape == (0, WIDTH)
         before = t.table.clone()
-        kernel.step_rows(t, none, None, RULE, t.steps, t.leap(none))
+        kernel.step_rows(t, none, None, RULE, t.steps, t.leap)
         assert torch.equal(before, t.table)
 
 
@@ -170,7 +229,7 @@ def test_without_a_master(backend: str, rounding: str) -> None:
             pytest.skip(f"{backend} does not take it")
         ids = torch.arange(0, 40, 2)
         t.admit(ids)
-        leap = t.leap(ids)
+        leap = t.leap
         lr = 2**-8 / 100  # below 1 a unit is 2^-8
         t.advance((1.0, lr / (1 - 0.9), (1 - 0.999) ** 0.5, lr), RULE)
         torch.manual_seed(0)
@@ -204,6 +263,6 @@ def test_leaps_where_nothing_moves_divide_by_nothing() -> None:
     for step in (1, 2):
         leaps.append((1.0, 0.0, (1 - 0.999**step) ** 0.5, 0.0))
     p, m, v = torch.ones(2, 1), torch.full((2, 1), 1e-30), torch.zeros(2, 1)
-    rest = RULE.leap(p, [m, v], leaps.rows(torch.tensor([1, 2])))
+    rest = RULE.leap(p, [m, v], leaps.rows(torch.tensor([1, 2], dtype=torch.int32), torch.tensor([0, 1])))
     assert not rest.any()
     assert (p == 1).all()

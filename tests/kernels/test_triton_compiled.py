@@ -152,21 +152,25 @@ def test_segment_sum(architecture: int) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_row_update(architecture: int) -> None:
-    """Reads, steps and catching up, with and without a leap and a master; widths odd, whole vectors, several blocks."""
-    rule = Rule(0.9, 0.999, 1e-8, False, False)
+    """Reads, steps and catching up, with and without a leap, a master and scalars; widths odd, whole vectors, several
+    blocks.
+    """
+    rule, scalars = Rule(0.9, 0.999, 1e-8, False, False), (torch.tensor(0.5), torch.tensor(0.0))
     tables = [*itertools.product(DTYPES, (97, 4096), ("master",)), (torch.bfloat16, 1, "master")]
     for dtype, width, rounding in [*tables, (torch.bfloat16, 97, "stochastic"), (torch.bfloat16, 4096, "stochastic")]:
         t = Table(torch.zeros(8, width, dtype=dtype), rule, {}, rounding, fast=True)
         ids = torch.arange(3)
         t.admit(ids)
-        leap = t.leap(ids)
+        leap = t.leap
         t.advance((1.0, 0.1, 0.1, 0.1), rule)
         with launches_compiled(architecture) as compiled:
             for missed in (leap, None):
                 row_update.read_rows(t, ids, rule, t.steps, missed)
-                row_update.step_rows(t, ids, torch.zeros(3, width, dtype=dtype), rule, t.steps, missed)
+                grad = torch.zeros(3, width, dtype=dtype)
+                row_update.step_rows(t, ids, grad, rule, t.steps, missed)
+                row_update.step_rows(t, ids, grad, rule, t.steps, missed, *scalars)
                 row_update.step_rows(t, ids, None, rule, t.steps, missed)
-        assert [c.name for c in compiled] == ["adamw_kernel"] * 6
+        assert [c.name for c in compiled] == ["adamw_kernel"] * 8
         for i, c in enumerate(compiled):
             say(architecture, f"{dtype} {width} {rounding} {i}", c)
             assert c.stack == 0

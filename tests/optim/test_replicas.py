@@ -38,7 +38,7 @@ def train(rank: int, n: int, engine: str) -> None:
     for step in range(STEPS):
         parallel(batch(step, rank)).square().sum().backward()
         average_row_gradients([table])
-        clip_grad_norm_(replica.parameters(), 1.0)
+        clip_grad_norm_(replica.parameters(), 1.0, defer=True)
         sum(whole(batch(step, r)).square().sum() for r in range(n)).div(n).backward()  # type: ignore[union-attr]
         clip_grad_norm_(whole.parameters(), 1.0)
         for optimizer in (rows, dense, whole_rows, whole_dense):
@@ -51,6 +51,23 @@ def train(rank: int, n: int, engine: str) -> None:
         everyone = [torch.empty_like(p) for _ in range(n)]
         dist.all_gather(everyone, p.detach())
         assert all(torch.equal(other, p) for other in everyone), "replicas differ"
+
+
+def sum_after_clipping(rank: int, n: int) -> None:
+    """What was put off is done before gradients of other processes are added."""
+    sums = []
+    for defer in (False, True):
+        table = model()[0]
+        table(batch(0, rank)).square().sum().backward()
+        clip_grad_norm_(table.parameters(), 0.1, defer=defer)
+        average_row_gradients([table.weight])
+        assert not hasattr(table.weight.grad, "factor")
+        sums.append(table.weight.grad.to_dense())
+    assert torch.equal(*sums)
+
+
+def test_averages_of_clipped_gradients() -> None:
+    run_on(2, sum_after_clipping)
 
 
 @pytest.mark.parametrize("n", [2, 4])

@@ -13,8 +13,14 @@ def why_not(ids: Tensor, rows: int) -> str | None:
     return None if rows <= MOST and len(ids) < MOST else f"{len(ids)} ids of {rows} are more than 32 bits tell apart"
 
 
-def grouped(ids: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def first_outside(ids: Tensor, rows: int) -> int:
     ids = ids.contiguous()
-    touched, order, ends = ids.new_empty(3, len(ids)).unbind()
-    u = _cpu.group(len(ids), ids.data_ptr(), touched.data_ptr(), order.data_ptr(), ends.data_ptr())
-    return touched[:u], order, ends[:u]
+    return _cpu.first_outside(ids.data_ptr(), len(ids), rows)
+
+
+def grouped(ids: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    ids, n = ids.contiguous(), len(ids)
+    out = ids.new_empty(3 * n)
+    u = _cpu.group(n, ids.data_ptr(), out.data_ptr())
+    touched, ends, order, _ = out.split_with_sizes((u, u, n, 2 * (n - u)))
+    return touched, order, ends

@@ -57,10 +57,12 @@ def stochastic(p, seed, i):
 
 @triton.jit(do_not_specialize=VARYING)
 def adamw_kernel(
-    Ids, Table, Last, Slot, M, V, Master, Steps, Leap, Grad, Out, stride, WIDTH, until, seed, beta1_rest, beta2,
-    beta2_rest, eps, STOCHASTIC: tl.constexpr, COLUMNS: tl.constexpr,
+    Ids, Table, Last, Slot, M, V, Master, Steps, Leap, Grad, Out, Scale, FoundInf, stride, WIDTH, until, seed,
+    beta1_rest, beta2, beta2_rest, eps, STOCHASTIC: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Row Ids[k] after `until` steps without a gradient and one with Grad[k]: into Out[k], or in place."""
+    if FoundInf is not None and tl.load(FoundInf) != 0.0:
+        return
     k = tl.program_id(0).to(tl.int64)
     row = tl.load(Ids + k)
     first = tl.load(Last + row)
@@ -89,6 +91,8 @@ def adamw_kernel(
         else:
             if Grad is not None:
                 g = tl.load(Grad + k * WIDTH + c, mask=inside, other=0.0).to(tl.float32)
+                if Scale is not None:
+                    g *= tl.load(Scale)
                 p, m, v = adamw_step(p, m, v, g, Steps + until * 4, beta1_rest, beta2, beta2_rest, eps)
             tl.store(M + slot * WIDTH + c, m, mask=state)
             tl.store(V + slot * WIDTH + c, v, mask=state)
@@ -106,20 +110,24 @@ def why_not(t: Any, rule: Any) -> str | None:
     return refusal(t.table) or t.why_not_fused(rule)
 
 
-def read_rows(t: Any, ids: Tensor, rule: Any, steps: Any, leap: Tensor | None, groups: Any = None) -> Tensor:
+def read_rows(t: Any, ids: Tensor, rule: Any, steps: Any, leap: Any, groups: Any = None) -> Tensor:
     out = torch.empty(len(ids), t.table.shape[1], dtype=t.table.dtype, device=t.table.device)
     launch(t, ids, rule, steps, leap, None, out)
     return out if groups is None else groups.spread(out)  # a block to all places of a common row would be the last
 
 
-def step_rows(t: Any, ids: Tensor, grad: Tensor | None, rule: Any, steps: Any, leap: Tensor | None) -> None:
+def step_rows(
+    t: Any, ids: Tensor, grad: Tensor | None, rule: Any, steps: Any, leap: Any, scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:  # fmt: skip
     t.fill()
-    launch(t, ids, rule, steps, leap, grad, None)
+    launch(t, ids, rule, steps, leap, grad, None, scale, found_inf)
 
 
 def launch(
-    t: Any, ids: Tensor, rule: Any, steps: Any, leap: Tensor | None, grad: Tensor | None, out: Tensor | None
-) -> None:
+    t: Any, ids: Tensor, rule: Any, steps: Any, leap: Any, grad: Tensor | None, out: Tensor | None,
+    scale: Tensor | None = None, found_inf: Tensor | None = None,
+) -> None:  # fmt: skip
     """Nothing waits for the device."""
     if not len(ids) or not t.table.shape[1]:
         return
@@ -129,7 +137,7 @@ def launch(
     with on_device(t.table):
         adamw_kernel[(len(ids),)](
             ids.contiguous(), t.table, t.last, t.slot, *t.buffers, t.master, steps.matrix(t.table.device),
-            None if leap is None else leap.contiguous(), None if grad is None else grad.contiguous(), out,
-            t.table.stride(0), t.table.shape[1], len(steps) - (grad is not None), seed, 1 - rule.beta1, rule.beta2,
-            1 - rule.beta2, rule.eps, STOCHASTIC=rounding, COLUMNS=columns, num_warps=warps,
+            None if leap is None else leap.rows(t.last, ids), None if grad is None else grad.contiguous(), out, scale,
+            found_inf, t.table.stride(0), t.table.shape[1], len(steps) - (grad is not None), seed, 1 - rule.beta1,
+            rule.beta2, 1 - rule.beta2, rule.eps, STOCHASTIC=rounding, COLUMNS=columns, num_warps=warps,
         )  # fmt: skip
