@@ -14,8 +14,9 @@ Each provider trains a table of its own, on the same batches in the same order: 
 1, ranks shuffled over the table), and a given gradient of what was read. Batches were drawn beforehand, and a step
 takes the next one: rows come back after one step or many, and fall behind meanwhile. A step with each batch comes
 before the first timed one, so that all have state for all rows that come; the check takes as many. Cases called
-`-new-rows` begin earlier: in a step some thousand rows are new, whose state fastft and SparseAdam write to memory that
-the system has yet to find, and dense AdamW wrote long ago. Of a thousand steps one has some 150 such rows, on average.
+`-new-rows` begin earlier: in a step of the first 23 rounds some thousand rows are new, whose state fastft and
+SparseAdam write to memory that the system has yet to find, and dense AdamW wrote long ago. Of a thousand steps one has
+some 150 such rows, on average.
 
 `eager` is `nn.Embedding` with torch's fused AdamW. `sparse-adam` and `fastft-lazy` are another optimizer, which leaves
 untouched rows alone, and are checked against SparseAdam in fp64. Providers called `rows-` train something else: two

@@ -36,7 +36,7 @@ int64_t group(const Grouping& a) {
     pairs[i] = id << 32 | static_cast<uint64_t>(i);
   }
   int bits = 0;
-  while (all >> bits) ++bits;
+  while (bits < 32 && all >> bits) ++bits;
   const int digits = (bits + kMostBits - 1) / kMostBits, digit = digits ? (bits + digits - 1) / digits : 0;
   for (int i = 0; i < digits; ++i) {
     sort_digit(pairs, other, a.n, 32 + i * digit, digit);

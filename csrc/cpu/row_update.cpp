@@ -147,7 +147,7 @@ FT_HD bool leap_block(T* to, const Row<T>& r, int64_t start, int64_t n, float le
                       const AdamWLeap& l, const AdamWStep& s, const AdamWConstants& c) {
   int below = 0;
 #pragma omp simd reduction(| : below)
-  for (int64_t i = start; i < start + n; ++i) below |= (r.v[i] < least) & (r.m[i] != 0.0f);
+  for (int64_t i = start; i < start + n; ++i) below |= !(r.v[i] >= least) & (r.m[i] != 0.0f);
   if (below) return false;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {

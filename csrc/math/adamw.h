@@ -41,7 +41,7 @@ constexpr float kClose =
 // For v from here on the leap is good enough.
 FT_HD float adamw_least_v(const AdamWLeap& l, const AdamWConstants& c) {
   const float x = c.eps * (l.half / kClose - l.first);
-  return x > 0.0f ? x * x : 0.0f;
+  return x <= 0.0f ? 0.0f : x * x;  // of no number: no v is
 }
 
 // True where the leap is good enough; p, m and v are taken over it either way.

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastft import dispatch
-from fastft.optim.clipping import apply_factor
-from fastft.optim.gradient import Groups, coalesced, grouped, row_gradient
+from fastft.optim.clipping import PutOff, apply_factor
+from fastft.optim.gradient import Groups, check_in_range, coalesced, grouped, row_gradient
 
 LIVE: "weakref.WeakValueDictionary[int, nn.Embedding]" = weakref.WeakValueDictionary()
 NUMBERS = itertools.count(1)
@@ -28,12 +27,11 @@ def enter(table: nn.Embedding) -> Tensor:
 
 def read(weight: Tensor, ids: Tensor) -> tuple[Tensor, Groups | None]:
     """The rows `ids` (N,) as they are now, whether or not they have been written, (N, D); and the ids' groups, where
-    these were needed. Raises IndexError on the CPU; on a GPU torch's own indexing asserts.
+    these were needed. Raises as `check_in_range`.
     """
-    if ids.device.type == "cpu":
-        check_in_range(ids, len(weight))
     optimizer = getattr(weight, "row_optimizer", None)
     if optimizer is None:
+        check_in_range(ids, len(weight))
         return weight.detach()[ids], None
     groups = grouped(ids, len(weight))
     return optimizer.current_rows(weight, groups), groups
@@ -61,13 +59,13 @@ def add_row_gradient(grad: Tensor, ids: Tensor, number: Tensor, call: int) -> Te
     weight = table.weight
     apply_factor(weight.grad)
     hooks = [*(weight._backward_hooks or {}).values(), *(weight._post_accumulate_grad_hooks or {}).values()]
-    if any(hook is not sum_rows for hook in hooks):
+    if any(hook is not sum_rows and not isinstance(hook, PutOff) for hook in hooks):
         raise RuntimeError(
             "the weight of a compiled SparseEmbedding has hooks, which would not see its gradient: remove them, or run "
             "the model without torch.compile"
         )
     groups = grouped(ids.reshape(-1).long(), len(weight)).without(table.padding_idx)
-    new = row_gradient(groups, grad.reshape(-1, weight.shape[1]), weight.shape, weight.dtype)
+    new = row_gradient(groups, grad.reshape(ids.numel(), weight.shape[1]), weight.shape, weight.dtype)
     if weight.grad is None:
         weight.grad = new
     elif weight.grad.is_sparse:
@@ -102,9 +100,3 @@ def sum_rows(weight: Tensor) -> None:
     summed: int | None = weight.__dict__.pop("summed", None)
     if weight.grad is not None and weight.grad.is_sparse:  # as many rows as one lookup left are those rows
         weight.grad = coalesced(weight.grad, known=weight.grad._nnz() == summed)
-
-
-def check_in_range(ids: Tensor, rows: int) -> None:
-    position = dispatch.pick("grouping", dispatch.BACKENDS, "auto", ids, rows).first_outside(ids, rows)
-    if position < len(ids):
-        raise IndexError(f"ids[{position}] (flattened) is {int(ids[position])}; expected 0..{rows - 1}")

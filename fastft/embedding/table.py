@@ -16,7 +16,8 @@ class SparseEmbedding(nn.Embedding):
         weight.grad[r] = sum over n with ids[n] = r of y.grad[n], for touched rows r
 
     The gradient is a coalesced sparse COO tensor (V, D), summed in fp32 in order of position: the same bits each time.
-    No (V, D) gradient exists, and gradients of several backward passes add up by rows. Under the semantics "dense" of
+    No (V, D) gradient exists, and gradients of several backward passes add up by rows (not in fp16 on the CPU, where
+    torch has no such sum). Under the semantics "dense" of
     those optimizers forward reads each row as dense training would have left it, whether or not it has been written.
 
     Args:
@@ -110,6 +111,7 @@ class Lookup(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         saved, weight = ctx.saved_tensors, ctx.weight
         groups = Groups(*saved) if len(saved) > 1 else grouped(saved[0], len(weight))
+        grad = grad.reshape(len(groups.order), weight.shape[1])
         groups = groups.without(ctx.padding_idx)
         weight.summed = len(groups.touched)
-        return row_gradient(groups, grad.reshape(-1, weight.shape[1]), weight.shape, weight.dtype), None, None
+        return row_gradient(groups, grad, weight.shape, weight.dtype), None, None

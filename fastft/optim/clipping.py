@@ -53,7 +53,7 @@ def clip_grad_norm_(
         torch.nn.utils.clip_grads_with_norm_(dense, max_norm, total)
         factor = (max_norm / (total.to(at_least_fp32(total)) + 1e-6)).clamp(max=1.0)
         for p, grad in zip(rows, grads[len(dense) :], strict=True):
-            if defer:
+            if defer and p.requires_grad:
                 put_off(p, factor)
             else:
                 grad._values().mul_(factor.to(grad.device, grad.dtype))
@@ -64,9 +64,18 @@ def put_off(p: Tensor, factor: Tensor) -> None:
     """Leave it to what takes `p.grad` next, a step or a backward that adds to it, to multiply it by `factor`."""
     grad: Any = p.grad
     grad.factor = factor.to(grad.device, at_least_fp32(grad))
-    kept = weakref.ref(grad)  # a hook that held it would keep it
-    hook = p.register_hook(lambda _: apply_factor(kept()))  # type: ignore[no-untyped-call]
+    hook = p.register_hook(PutOff(grad))  # type: ignore[no-untyped-call]
     grad.release = weakref.finalize(grad, hook.remove)
+
+
+class PutOff:
+    """A hook that multiplies a gradient by its factor before a backward adds to it, and does not keep it alive."""
+
+    def __init__(self, grad: Tensor) -> None:
+        self.grad = weakref.ref(grad)
+
+    def __call__(self, _: Tensor) -> None:
+        apply_factor(self.grad())
 
 
 def factor_of(grad: Tensor) -> Tensor | None:

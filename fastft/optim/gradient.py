@@ -29,8 +29,17 @@ class Groups(NamedTuple):
         return Groups(self.touched[kept], self.order[kept.repeat_interleave(counts)], counts[kept].cumsum(0))
 
 
+def check_in_range(ids: Tensor, rows: int) -> None:
+    """Raises IndexError where ids (N,) on the CPU are not in [0, rows); on a GPU torch's own indexing asserts."""
+    if ids.device.type == "cpu":
+        position = dispatch.pick("grouping", dispatch.BACKENDS, "auto", ids, rows).first_outside(ids, rows)
+        if position < len(ids):
+            raise IndexError(f"ids[{position}] (flattened) is {int(ids[position])}; expected 0..{rows - 1}")
+
+
 def grouped(ids: Tensor, rows: int) -> Groups:
-    """Of ids (N,), each in [0, rows)."""
+    """Of ids (N,). Raises as `check_in_range`."""
+    check_in_range(ids, rows)
     return Groups(*dispatch.pick("grouping", dispatch.BACKENDS, "auto", ids, rows).grouped(ids, rows))
 
 

@@ -1,6 +1,7 @@
 """An optimizer whose steps cost what the touched rows cost, and leave what dense steps would."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     As torch's fused optimizers, `step` takes what `torch.amp.GradScaler.step` sets: the gradient is divided by the
     scalar `grad_scale` as it is read, and where the scalar `found_inf` is not 0 the step is skipped: it does not count,
-    and tables and state are as before. On a GPU the host learns that when it next uses the table, not in the step.
+    and tables and state are as before. On a GPU the host learns that when it next uses the table, not in the step; rows
+    that would have been new keep a place in the state, as rows that have had no gradient.
     """
 
     _step_supports_amp_scaling = True
@@ -40,6 +42,9 @@ class RowOptimizer(torch.optim.Optimizer):
         self.semantics, self.engine, self.rounding, self.backend = semantics, engine, rounding, backend
         self.tables: dict[Tensor, Table] = {}
         super().__init__(params, defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(f"a {type(self).__name__} is not copied or pickled: make one and load the state_dict() of this")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -85,6 +90,8 @@ class RowOptimizer(torch.optim.Optimizer):
                 f"a table {tuple(p.shape)} has a dense gradient: something other than a SparseEmbedding reads it (a "
                 "tied head?), so that every row learns; give it to torch's own optimizer"
             )
+        if grad.sparse_dim() != 1:
+            raise ValueError(f"a table's gradient is sparse in {grad.sparse_dim()} dimensions; expected whole rows")
         t, scale, grad = self._table(p, group), self._scale(grad), coalesced(grad)
         found_inf = None if verdict is None else verdict.found_inf.to(p.device, non_blocking=True)
         ids = grad._indices()[0]
@@ -93,7 +100,11 @@ class RowOptimizer(torch.optim.Optimizer):
             t.last[ids] = len(t.steps)
         leap = t.leap  # which does not reach to the end of this step
         t.advance(self.numbers(group, t.offset + len(t.steps) + 1), t.rule, verdict)
-        t.kernel.step_rows(t, ids, grad._values(), t.rule, t.steps, leap, scale, found_inf)
+        try:
+            t.kernel.step_rows(t, ids, grad._values(), t.rule, t.steps, leap, scale, found_inf)
+        except BaseException:  # no memory: it was no step
+            t.take_back()
+            raise
 
     def _scale(self, grad: Tensor) -> Tensor | None:
         """What `grad` is still to be multiplied by, a scalar: the factor of its clipping, 1 over GradScaler's scale."""
@@ -105,16 +116,17 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _table(self, p: Tensor, group: dict[str, Any]) -> Table:
         """What is held of `p`, for a step under the options of `group`."""
-        constants = {name: group[name] for name in self.constants}
-        t = self.tables.get(p)
-        if t is None:
-            before = getattr(p, "row_optimizer", self)
-            if before is not self:
+        constants = {name: copy(group[name]) for name in self.constants}
+        before, t = getattr(p, "row_optimizer", None), self.tables.get(p)
+        if before is not self:
+            if before is not None:
                 before.flush()
-            t = self.tables[p] = Table(
-                p.detach(), self.rule(group), constants, self.rounding, fast=self.engine == "fast"
-            )
+            if t is not None:
+                t.follow_table()
             p.row_optimizer = self  # type: ignore[attr-defined]
+        if t is None:
+            t = Table(p.detach(), self.rule(group), constants, self.rounding, fast=self.engine == "fast")
+            self.tables[p] = t
         t.settle()
         if t.constants != constants or t.kernel is None:
             self._check_changes(p, t, constants)
@@ -158,7 +170,7 @@ class RowOptimizer(torch.optim.Optimizer):
             if len(t.steps) and self._lags(t):
                 if t.rule.idle_rows_gain_state(t.steps):
                     t.admit(torch.arange(len(p), device=p.device))
-                for ids in torch.arange(len(p), device=p.device).split(max(1, FLUSHED // p.shape[1])):  # type: ignore[no-untyped-call]
+                for ids in torch.arange(len(p), device=p.device).split(max(1, FLUSHED // max(1, p.shape[1]))):  # type: ignore[no-untyped-call]
                     t.kernel.step_rows(t, ids, None, t.rule, t.steps, t.leap)
             t.start_over()
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastft import dispatch
+from fastft.optim.gradient import check_in_range
 from fastft.optim.leap import Leaps
 from fastft.optim.replay import Steps, Verdict
 
@@ -57,11 +58,16 @@ class Table:
         self.steps.append(numbers)
         self.verdict = verdict
 
+    def take_back(self) -> None:
+        """The last step was none."""
+        self.steps.take_back()
+        self.verdict = None
+
     def settle(self) -> None:
         """Take the last step back if it was skipped, which is waited for; else leaps are to reach to its end."""
         verdict, self.verdict = self.verdict, None
         if verdict is not None and verdict.skips():
-            self.steps.take_back()
+            self.take_back()
         elif self.leaps is not None and self.leaps.count < len(self.steps):
             self.leaps.append(self.steps[len(self.steps) - 1])
 
@@ -90,6 +96,7 @@ class Table:
 
     def admit(self, ids: Tensor) -> None:
         """Give slots to those of `ids`, each once, that have none; what is in them is left to the step that follows."""
+        check_in_range(ids, len(self.slot))
         self.fill()
         start = self.used
         used = dispatch.pick("slots", dispatch.BACKENDS, "auto", self.slot).assigned(self.slot, ids, start)
@@ -176,7 +183,7 @@ class Table:
                 moved |= (values != fill).any(1).cpu()
             rows = moved.nonzero()[:, 0]
             held = {name: values[rows.to(values.device)] for name, values in held.items()}
-        self.admit(rows.to(self.slot.device))
+        self.admit(rows.to(self.slot.device).long())
         for buffer, values in zip(self.buffers, held.values(), strict=True):
             buffer[: self.used] = values
         self.filled = self.used

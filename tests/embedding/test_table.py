@@ -195,11 +195,13 @@ def test_compiled_backward_after_deferred_clipping() -> None:
     for module, defer in ((ours, False), (call, True)):
         module(torch.tensor([5])).sum().backward()
         clip_grad_norm_(module.parameters(), 0.5, defer=defer)
+        held = module.weight.grad
         module.zero_grad()
         for _ in range(2):
             module(torch.tensor([1, 3, 3])).sum().backward()
             clip_grad_norm_(module.parameters(), 0.5, defer=defer)
         module(torch.tensor([2])).sum().backward()
+        assert held is not None
     assert ours.weight.grad is not None
     assert twin.weight.grad is not None
     torch.testing.assert_close(twin.weight.grad.to_dense(), ours.weight.grad.to_dense(), rtol=1e-6, atol=0)

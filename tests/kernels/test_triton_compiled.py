@@ -161,8 +161,10 @@ def test_row_update(architecture: int) -> None:
         t = Table(torch.zeros(8, width, dtype=dtype), rule, {}, rounding, fast=True)
         ids = torch.arange(3)
         t.admit(ids)
+        for _ in range(2):
+            t.advance((1.0, 0.1, 0.1, 0.1), rule)
         leap = t.leap
-        t.advance((1.0, 0.1, 0.1, 0.1), rule)
+        assert leap is not None
         with launches_compiled(architecture) as compiled:
             for missed in (leap, None):
                 row_update.read_rows(t, ids, rule, t.steps, missed)

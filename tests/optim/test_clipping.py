@@ -110,3 +110,13 @@ def test_put_off_rounds_less() -> None:
         truth = -upstream.double() * 3.0 / (norm.double() + 1e-6)
         errors.append(((master - truth).norm() / truth.norm()).item())
     assert errors[1] < 1e-6 < 1e-3 < errors[0]
+
+
+def test_a_frozen_table_is_clipped_at_once() -> None:
+    embedding = SparseEmbedding(20, 4)
+    embedding(torch.tensor([1])).sum().backward()
+    embedding.weight.requires_grad_(False)
+    clip_grad_norm_(embedding.parameters(), 0.1, defer=True)
+    grad = embedding.weight.grad
+    assert grad is not None
+    assert float(grad.to_dense().norm()) == pytest.approx(0.1, rel=1e-4)
