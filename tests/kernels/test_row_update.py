@@ -241,6 +241,26 @@ def test_without_a_master(backend: str, rounding: str) -> None:
         assert 0.008 < share < 0.012 if rounding == "stochastic" else share == 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [512, 515])
+def test_an_output_larger_than_caches(width: int, dtype: torch.dtype) -> None:
+    """It is written past them, where rows are whole units: each position has its row, to the bit."""
+    kernel, _ = dispatch.load("row_update", "cpu")
+    assert kernel is not None
+    t = Table(torch.randn(300, width, device="cpu").to(dtype), RULE, {}, "nearest", fast=True)
+    for step in (1, 2, 3):
+        ids = torch.arange(0, 300, step, device="cpu")
+        t.admit(ids)
+        leap = t.leap
+        t.advance((0.999, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2), RULE)
+        kernel.step_rows(t, ids, torch.randn(len(ids), width, device="cpu").to(dtype), RULE, t.steps, leap)
+    groups = grouped(torch.randint(300, (4500,), device="cpu"), 300)
+    rows = kernel.read_rows(t, groups.touched, RULE, t.steps, t.leap)
+    large = kernel.read_rows(t, groups.touched, RULE, t.steps, t.leap, groups)
+    assert large.nbytes > 1 << 22 > rows.nbytes
+    assert torch.equal(large, groups.spread(rows))
+
+
 def test_a_mirror_follows() -> None:
     """What a device's copy of growing rows, some of them changed, is after each update, in the same memory mostly."""
     rows, mirror, places = torch.rand(1000, 3), Mirror(), set()
