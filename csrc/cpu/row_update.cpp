@@ -120,7 +120,7 @@ struct Row {
 };
 
 template <class T>
-Row<T> row_of(const AdamWRows& a, int64_t k, bool streams) {
+Row<T> row_of(const AdamWRows& a, int64_t k) {
   const int64_t slot = a.slot[a.ids[k]];
   float *m = slot < 0 ? nullptr : a.m + slot * a.width, *v = slot < 0 ? nullptr : a.v + slot * a.width;
   const T* g = a.grad ? static_cast<const T*>(a.grad) + k * a.width : nullptr;
@@ -129,7 +129,7 @@ Row<T> row_of(const AdamWRows& a, int64_t k, bool streams) {
           m,
           v,
           g,
-          {static_cast<T*>(a.out), a.order, first, end, a.width, streams}};
+          {static_cast<T*>(a.out), a.order, first, end, a.width, streams<T>(a)}};
 }
 
 // The elements from `start` on that one iteration of the loops below takes.
@@ -249,7 +249,7 @@ int64_t fast_row(const AdamWRows& a, int64_t k, const Row<T>& row, int64_t start
                  float scale) {
   const bool current = a.last[a.ids[k]] == a.until, fresh = kStep && a.slot[a.ids[k]] >= a.filled;
   if (a.master || (!l && !current)) return start;
-  const Row<T> next = row_of<T>(a, std::min(k + 1, a.rows - 1), row.places.streams);
+  const Row<T> next = row_of<T>(a, std::min(k + 1, a.rows - 1));
   const AdamWStep s = kStep ? a.steps[a.until] : AdamWStep{};
   const float factor = current ? 1.0f : l->product;
   if (fresh) return scale_row<T, kStep, true>(row, next, a.width, factor, scale, s, a.constants), a.width;
@@ -259,10 +259,11 @@ int64_t fast_row(const AdamWRows& a, int64_t k, const Row<T>& row, int64_t start
 }
 
 template <class T>
-void adamw_row(const AdamWRows& a, int64_t k, bool streams, float scale) {
-  const Row<T> row = row_of<T>(a, k, streams);
+void adamw_row(const AdamWRows& a, int64_t k, float scale) {
+  const Row<T> row = row_of<T>(a, k);
+  const int32_t last = a.last[a.ids[k]];
   AdamWLeap leap{}, *l = a.departures ? &leap : nullptr;
-  if (l) leap = math::leap_between(a.departures[a.last[a.ids[k]]], a.departures[a.until]);
+  if (l && last < a.until) leap = math::leap_between(a.departures[last], a.departures[a.until]);
   for (int64_t start = 0; start < a.width; start += kBlock) {
     if (a.out) start = fast_row<T, false>(a, k, row, start, l, scale);
     if (a.grad) start = fast_row<T, true>(a, k, row, start, l, scale);
@@ -276,12 +277,10 @@ template <class T>
 void adamw_rows(const AdamWRows& a) {
   if (a.found_inf && *a.found_inf != 0.0f) return;
   const float scale = a.scale ? *a.scale : 1.0f;
-  const bool past_caches = streams<T>(a);
-  parallel_rows(a.rows, rows_at_once(a.rows, a.width, a.threads), a.threads,
-                [&a, past_caches, scale](int64_t row) {
-                  adamw_row<T>(a, row, past_caches, scale);
-                  if (!a.out) a.last[a.ids[row]] = static_cast<int32_t>(a.until + (a.grad != nullptr));
-                });
+  parallel_rows(a.rows, rows_at_once(a.rows, a.width, a.threads), a.threads, [&a, scale](int64_t row) {
+    adamw_row<T>(a, row, scale);
+    if (!a.out) a.last[a.ids[row]] = static_cast<int32_t>(a.until + (a.grad != nullptr));
+  });
 }
 
 template void adamw_rows<float>(const AdamWRows&);

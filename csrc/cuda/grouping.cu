@@ -6,14 +6,14 @@
 namespace fastft::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kGroupThreads) make_pairs_kernel(const Grouping a, const Pairs to) {
+__global__ void __launch_bounds__(kTileThreads) make_pairs_kernel(const Grouping a, const Pairs to) {
   make_pair(a, to);
 }
-__global__ void __launch_bounds__(kGroupThreads)
+__global__ void __launch_bounds__(kTileThreads)
     count_ends_kernel(const Grouping a, const Pairs sorted, int* counts) {
   count_ends(a, sorted, counts);
 }
-__global__ void __launch_bounds__(kGroupThreads)
+__global__ void __launch_bounds__(kTileThreads)
     write_groups_kernel(const Grouping a, const Pairs sorted, const int* counts) {
   write_groups(a, sorted, counts);
 }
@@ -48,15 +48,14 @@ int group(const Grouping& a, void* stream) {
   Sort sort{{words, words + a.n}, {words + 2 * a.n, words + 3 * a.n}};
   size_t bytes = static_cast<size_t>(a.scratch_bytes - pair_bytes(a.n));
 
-  const Shape places{ceil_div(a.n, kGroupThreads), kGroupThreads};
+  const Shape places{ceil_div(a.n, kTileThreads), kTileThreads};
   const Pairs unsorted{sort.ids.Current(), sort.positions.Current()};
   if (const auto error = launch(make_pairs_kernel, places, stream, a, unsorted)) return error;
   if (const auto error = sort.run(words + 4 * a.n, bytes, a.n, a.bits, stream)) return error;
 
   const Pairs sorted{sort.ids.Current(), sort.positions.Current()};
   int* counts = reinterpret_cast<int*>(sort.ids.Alternate());  // no longer needed
-  const Shape tiles{ceil_div(a.n, kGroupTile), kGroupThreads, 1,
-                    2 * kGroupThreads / kWarp * int64_t{sizeof(int)}};
+  const Shape tiles{ceil_div(a.n, kTile), kTileThreads, 1, 2 * kTileThreads / kWarp * int64_t{sizeof(int)}};
   if (const auto error = launch(count_ends_kernel, tiles, stream, a, sorted, counts)) return error;
   return launch(write_groups_kernel, tiles, stream, a, sorted, counts);
 }

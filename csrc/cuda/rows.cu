@@ -4,8 +4,8 @@
 namespace fastft::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kCompactThreads) count_kernel(const Compaction a) { count_tile(a); }
-__global__ void __launch_bounds__(kCompactThreads) select_kernel(const Compaction a) { select_tile(a); }
+__global__ void __launch_bounds__(kTileThreads) count_kernel(const Compaction a) { count_tile(a); }
+__global__ void __launch_bounds__(kTileThreads) select_kernel(const Compaction a) { select_tile(a); }
 
 template <class Unit>
 __global__ void __launch_bounds__(kMoveThreads) gather_kernel(const RowMove a) {
@@ -32,9 +32,9 @@ int move(const Kernel (&kernels)[4], const RowMove& a, void* stream) {
 }  // namespace
 
 int compact(const Compaction& a, void* stream) {
-  constexpr int warps = kCompactThreads / kWarp;
+  constexpr int warps = kTileThreads / kWarp;
   const int64_t tiles = a.n > kCompactTile ? (a.n + kCompactTile - 1) / kCompactTile : 1;
-  const Shape shape{tiles, kCompactThreads, 1, warps * int64_t{sizeof(Counts) + sizeof(int)}};
+  const Shape shape{tiles, kTileThreads, 1, warps * int64_t{sizeof(Counts) + sizeof(int)}};
   if (const auto error = launch(count_kernel, shape, stream, a)) return error;
   return launch(select_kernel, shape, stream, a);
 }

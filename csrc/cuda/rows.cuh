@@ -1,22 +1,14 @@
 #pragma once
-#include "reduce.cuh"
 #include "rows.h"
 #include "search.cuh"
+#include "tile.cuh"
 #include "vector.cuh"
 
 namespace fastft::cuda {
 
-constexpr int kCompactThreads = 256;
-constexpr int kPerThread = kCompactTile / kCompactThreads;
+static_assert(kCompactTile == kTile, "rows.h tells the host");
 constexpr int kMoveRows = 8;  // of the result, per block
 constexpr int kMoveThreads = 256;
-
-struct Sum {
-  template <class T>
-  static __device__ T combine(T a, T b) {
-    return a + b;
-  }
-};
 
 // Of the blocks before this one, and of all.
 struct Counts {
@@ -25,21 +17,17 @@ struct Counts {
   static __device__ Counts combine(Counts a, Counts b) { return {a.before + b.before, a.all + b.all}; }
 };
 
-// Grid: tiles of kCompactTile positions. Shared memory: int (warps,).
-inline __device__ void count_tile(const Compaction& a) {
-  const int64_t start = int64_t{blockIdx.x} * kCompactTile;
-  int supervised = 0;
-#pragma unroll
-  for (int k = 0; k < kPerThread; ++k) {
-    const int64_t i = start + k * kCompactThreads + threadIdx.x;
-    if (i < a.n) supervised += a.target[i] != a.ignore_index;
-  }
-  supervised = cluster_reduce<Sum>(supervised, static_cast<int*>(shared_memory()));
-  if (threadIdx.x == 0) a.counts[blockIdx.x] = supervised;
+inline __device__ auto supervised(const Compaction& a) {
+  return [&a](int64_t i) { return i < a.n && a.target[i] != a.ignore_index; };
 }
 
-// After count_tile, with the same grid. A thread has kPerThread neighbours. Shared memory: Counts (warps,),
-// then int (warps,).
+// Grid: tiles. Shared memory: int (warps,).
+inline __device__ void count_tile(const Compaction& a) {
+  const int count = count_chosen(supervised(a));
+  if (threadIdx.x == 0) a.counts[blockIdx.x] = count;
+}
+
+// After count_tile, with the same grid. Shared memory: Counts (warps,), then int (warps,).
 inline __device__ void select_tile(const Compaction& a) {
   Counts counts{0, 0};
   for (int i = threadIdx.x; i < static_cast<int>(gridDim.x); i += blockDim.x) {
@@ -48,21 +36,10 @@ inline __device__ void select_tile(const Compaction& a) {
   }
   Counts* scratch = static_cast<Counts*>(shared_memory());
   counts = cluster_reduce<Counts>(counts, scratch);
-
-  const int64_t start = int64_t{blockIdx.x} * kCompactTile + threadIdx.x * kPerThread;
-  unsigned supervised = 0;  // a bit per position
-#pragma unroll
-  for (int k = 0; k < kPerThread; ++k) {
-    if (start + k < a.n && a.target[start + k] != a.ignore_index) supervised |= 1u << k;
-  }
-  int* warp_totals = reinterpret_cast<int*>(scratch + kCompactThreads / kWarp);
-  int64_t to = counts.before + block_scan<Sum>(__popc(supervised), 0, warp_totals);
-#pragma unroll
-  for (int k = 0; k < kPerThread; ++k) {
-    if (!(supervised >> k & 1u)) continue;
-    if (to < a.capacity) a.valid[to] = start + k;
-    ++to;
-  }
+  int* warp_totals = reinterpret_cast<int*>(scratch + kTileThreads / kWarp);
+  take_chosen(counts.before, warp_totals, supervised(a), [&a](int64_t to, int64_t i) {
+    if (to < a.capacity) a.valid[to] = i;
+  });
   const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   for (int64_t i = counts.all + thread; i < a.capacity; i += int64_t{gridDim.x} * blockDim.x) a.valid[i] = -1;
   if (thread == 0) *a.count = counts.all;

@@ -17,8 +17,8 @@ class SparseEmbedding(nn.Embedding):
 
     The gradient is a coalesced sparse COO tensor (V, D), summed in fp32 in order of position: the same bits each time.
     No (V, D) gradient exists, and gradients of several backward passes add up by rows (not in fp16 on the CPU, where
-    torch has no such sum). Under the semantics "dense" of
-    those optimizers forward reads each row as dense training would have left it, whether or not it has been written.
+    torch has no such sum). Under the semantics "dense" of those optimizers forward reads each row as dense training
+    would have left it, whether or not it has been written.
 
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as in `torch.nn.Embedding`; row `padding_idx` gets

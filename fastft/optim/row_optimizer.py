@@ -126,12 +126,14 @@ class RowOptimizer(torch.optim.Optimizer):
             p.row_optimizer = self  # type: ignore[attr-defined]
         if t is None:
             t = Table(p.detach(), self.rule(group), constants, self.rounding, fast=self.engine == "fast")
-            self.tables[p] = t
-        t.settle()
-        if t.constants != constants or t.kernel is None:
+        else:
+            t.settle()
+            if t.constants == constants:
+                return t
             self._check_changes(p, t, constants)
             t.constants, t.rule = constants, self.rule(group)
-            t.kernel = dispatch.pick("row_update", dispatch.BACKENDS, self.backend, t, t.rule)
+        t.kernel = dispatch.pick("row_update", dispatch.BACKENDS, self.backend, t, t.rule)
+        self.tables[p] = t
         return t
 
     def _check_changes(self, p: Tensor, t: Table, constants: dict[str, Any]) -> None:

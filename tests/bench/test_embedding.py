@@ -193,7 +193,7 @@ def test_the_grid() -> None:
     assert (cpu.name, cpu.V, cpu.D, cpu.N) == ("qwen2.5", 151936, 896, 4096)
     assert cpu.warm_up == BATCHES, "no row is new"
     assert early == replace(cpu, name="qwen2.5-new-rows", warm_up=8)
-    gpu, _ = table_cases({"cuda": TABLES["cuda"]})
+    (gpu,) = table_cases({"cuda": TABLES["cuda"]})
     assert (gpu.V, gpu.D, gpu.N, gpu.device) == (151936, 4096, 8192, "cuda")
 
 

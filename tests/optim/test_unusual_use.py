@@ -81,6 +81,25 @@ def test_a_kernel_without_memory_takes_no_step(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(ours.weight, twin.weight, rtol=1e-6, atol=1e-7)  # a step moves 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_state_without_memory_admits_no_row(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding = SparseEmbedding(10, 4, dtype=dtype)
+    optimizer = SparseAdamW([embedding.weight])
+    for ids in ([1, 2], [2, 7]):
+        optimizer.zero_grad()
+        embedding(torch.tensor(ids)).sum().backward()
+        if ids == [2, 7]:
+            t, before = optimizer.tables[embedding.weight], embedding.weight.detach().clone()
+            with monkeypatch.context() as patch:
+                patch.setattr("fastft.optim.table.grown", refuse)
+                with pytest.raises(MemoryError):
+                    optimizer.step()
+            assert (t.used, t.slot.tolist(), len(t.steps)) == (2, [-1, 0, 1, *[-1] * 7], 1)
+            assert torch.equal(embedding.weight, before)
+        optimizer.step()
+    assert optimizer.tables[embedding.weight].slot[7] == 2
+
+
 def refuse(*args: object) -> None:
     raise MemoryError
 

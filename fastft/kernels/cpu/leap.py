@@ -18,6 +18,6 @@ def why_not(departures: Tensor) -> str | None:
 def advance(leaps: Any, shrink: float, lr: float) -> None:
     beta1, beta2 = leaps.beta1, leaps.beta2
     _cpu.advance_leaps(
-        beta1, beta2, math.log(max(beta1, TINY)), math.log(max(beta2, TINY)), leaps.first, leaps.count, leaps.reach,
+        beta1, beta2, math.log(max(beta1, TINY)), math.log(beta2), leaps.first, leaps.count, leaps.reach,
         leaps.moments.data_ptr(), leaps.departures.data_ptr(), math.log(shrink), lr,
     )  # fmt: skip

@@ -33,6 +33,6 @@ def advance(leaps: Any, shrink: float, lr: float) -> None:
     skew = torch.where(single, 0, (third - 3 * mean * second + 2 * mean**3) / (2 * variance))
     root = (skew**2 + variance).sqrt()
     share = torch.where(single, 0.5, (skew + root) / (2 * root))
-    logs = [decay, *(s * math.log(max(beta, TINY)) for beta in (leaps.beta1, leaps.beta2))]
+    logs = [decay, s * math.log(max(leaps.beta1, TINY)), s * math.log(leaps.beta2)]
     nodes = [total * share, total * (1 - share), mean + skew - root, mean + skew + root]
     leaps.departures[part] = torch.stack([*logs, *nodes, (torch.where(j > 0, z, z_1) - z_1) / 2, z_1], 1)
