@@ -1,5 +1,6 @@
 """Run a function on several gloo processes on the CPU; what fails in one of them fails here, with its traceback."""
 
+import faulthandler
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def run_on(n: int, function: Callable[..., None], *args: Any) -> None:
 
 
 def member(rank: int, n: int, rendezvous: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=rendezvous, rank=rank, world_size=n, timeout=timedelta(seconds=STALLED)
