@@ -12,7 +12,7 @@ from bench.tables import BATCHES, Table
 Extent = Literal["smoke", "usual", "all"]
 IGNORED_SHARES = (0.0, 0.50, 0.85, 0.95)
 USUAL_SHARE = 0.85  # the one that is always measured
-ALSO_DENSE = ("smollm2", "llama3", "mistral-nemo")  # always measured with a label at every token too
+ALSO_DENSE = ("smollm2", "llama3", "mistral-nemo")  # always measured, in bf16, with a label at every token too
 
 Sizes = dict[str, tuple[int, int, int]]  # name: (N, D, V)
 HEADS: dict[str, Sizes] = {
@@ -71,7 +71,8 @@ def of_extent(extent: Extent, cases: Iterable[Kind]) -> list[Kind]:
     cases = list(cases)
     if extent != "usual":
         return cases
-    return [c for c in cases if c.ignored == USUAL_SHARE or (c.ignored == 0 and c.name in ALSO_DENSE)]
+    dense = [c for c in cases if c.ignored == 0 and c.name in ALSO_DENSE and c.dtype == "bf16"]
+    return [c for c in cases if c.ignored == USUAL_SHARE or c in dense]
 
 
 def head_series(device: str, extent: Extent) -> list[Head]:
