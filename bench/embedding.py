@@ -14,7 +14,7 @@ Each provider trains a table of its own, on the same batches in the same order: 
 1, ranks shuffled over the table), and a given gradient of what was read. Batches were drawn beforehand, and a step
 takes the next one: rows come back after one step or many, and fall behind meanwhile. A step with each batch comes
 before the first timed one, so that all have state for all rows that come; the check takes as many. Cases called
-`-new-rows` begin earlier: in a step of the first 23 rounds some thousand rows are new, whose state fastft and
+`-new-rows` begin earlier: in a step of the first 23 rounds 700 to 1,100 rows are new, whose state fastft and
 SparseAdam write to memory that the system has yet to find, and dense AdamW wrote long ago. Of a thousand steps one has
 some 150 such rows, on average.
 

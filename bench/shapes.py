@@ -71,8 +71,9 @@ def of_extent(extent: Extent, cases: Iterable[Kind]) -> list[Kind]:
     cases = list(cases)
     if extent != "usual":
         return cases
-    dense = [c for c in cases if c.ignored == 0 and c.name in ALSO_DENSE and c.dtype == "bf16"]
-    return [c for c in cases if c.ignored == USUAL_SHARE or c in dense]
+    return [
+        c for c in cases if c.ignored == USUAL_SHARE or (c.ignored == 0 and c.dtype == "bf16" and c.name in ALSO_DENSE)
+    ]
 
 
 def head_series(device: str, extent: Extent) -> list[Head]:

@@ -12,8 +12,8 @@ def first_outside(ids: int, n: int, rows: int, /) -> int: ...
 def group(n: int, ids: int, out: int, /) -> int: ...
 def assign_slots(slot: int, ids: int, n: int, used: int, /) -> int: ...
 def advance_leaps(
-    beta1: float, beta2: float, log_beta1: float, log_beta2: float, before: int, count: int, reach: int, moments: int,
-    departures: int, log_shrink: float, lr: float, /,
+    beta1: float, beta2: float, before: int, count: int, reach: int, moments: int, departures: int, shrink: float,
+    lr: float, /,
 ) -> None: ...  # fmt: skip
 def segment_sum_float32(
     segments: int, width: int, values: int, stride: int, order: int, ends: int, out: int, threads: int, /

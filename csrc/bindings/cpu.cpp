@@ -42,12 +42,11 @@ int64_t assign_slots(uintptr_t slot, uintptr_t ids, int64_t n, int64_t used) {
                                    used);
 }
 
-void advance_leaps(double beta1, double beta2, double log_beta1, double log_beta2, int64_t before,
-                   int64_t count, int64_t reach, uintptr_t moments, uintptr_t departures, double log_shrink,
-                   double lr) {
-  fastft::cpu::advance({beta1, beta2, log_beta1, log_beta2, before, count, reach,
-                        reinterpret_cast<double (*)[4]>(moments), reinterpret_cast<Departure*>(departures)},
-                       log_shrink, lr);
+void advance_leaps(double beta1, double beta2, int64_t before, int64_t count, int64_t reach,
+                   uintptr_t moments, uintptr_t departures, double shrink, double lr) {
+  fastft::cpu::advance({beta1, beta2, before, count, reach, reinterpret_cast<double (*)[4]>(moments),
+                        reinterpret_cast<Departure*>(departures)},
+                       shrink, lr);
 }
 
 template <class T>

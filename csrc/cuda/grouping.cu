@@ -18,8 +18,6 @@ __global__ void __launch_bounds__(kTileThreads)
   write_groups(a, sorted, counts);
 }
 
-int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
 // Of the scratch: two buffers of ids and two of positions; the sort has the rest.
 int64_t pair_bytes(int64_t n) { return 4 * n * int64_t{sizeof(uint32_t)}; }
 

@@ -6,6 +6,8 @@
 
 namespace fastft::cuda {
 
+inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
 struct Shape {
   int64_t blocks;
   int threads;

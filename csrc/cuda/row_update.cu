@@ -26,8 +26,7 @@ int adamw_rows(const AdamWRows& a, void* stream) {
   const bool vectors = all_in_vectors<T>(a);
   const int lanes = vectors ? kLanes<T> : 1;
   const int group = group_for(a.width / lanes, kUpdateThreads), per_block = kUpdateThreads / group;
-  const Shape shape{(a.rows + per_block - 1) / per_block, kUpdateThreads, 1,
-                    per_block * int64_t{sizeof(Row)}};
+  const Shape shape{ceil_div(a.rows, per_block), kUpdateThreads, 1, per_block * int64_t{sizeof(Row)}};
   return launch(vectors ? adamw_rows_kernel<T, kLanes<T>> : adamw_rows_kernel<T, 1>, shape, stream, a, group);
 }
 

@@ -24,8 +24,7 @@ int move(const Kernel (&kernels)[4], const RowMove& a, void* stream) {
   const uint64_t all = reinterpret_cast<uint64_t>(a.from) | reinterpret_cast<uint64_t>(a.to) |
                        static_cast<uint64_t>(a.from_stride) | static_cast<uint64_t>(a.width);
   const Kernel kernel = kernels[all % 16 == 0 ? 0 : all % 4 == 0 ? 1 : all % 2 == 0 ? 2 : 3];
-  const Shape shape{(a.rows + kMoveRows - 1) / kMoveRows, kMoveThreads, 1,
-                    kMoveRows * int64_t{sizeof(int64_t)}};
+  const Shape shape{ceil_div(a.rows, kMoveRows), kMoveThreads, 1, kMoveRows * int64_t{sizeof(int64_t)}};
   return launch(kernel, shape, stream, a);
 }
 
@@ -33,7 +32,7 @@ int move(const Kernel (&kernels)[4], const RowMove& a, void* stream) {
 
 int compact(const Compaction& a, void* stream) {
   constexpr int warps = kTileThreads / kWarp;
-  const int64_t tiles = a.n > kCompactTile ? (a.n + kCompactTile - 1) / kCompactTile : 1;
+  const int64_t tiles = a.n > kCompactTile ? ceil_div(a.n, kCompactTile) : 1;
   const Shape shape{tiles, kTileThreads, 1, warps * int64_t{sizeof(Counts) + sizeof(int)}};
   if (const auto error = launch(count_kernel, shape, stream, a)) return error;
   return launch(select_kernel, shape, stream, a);

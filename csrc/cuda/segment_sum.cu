@@ -17,8 +17,8 @@ using Kernel = void (*)(SegmentSum, int);
 
 int launch_over(Kernel kernel, int64_t places, int lanes, const SegmentSum& a, void* stream) {
   const int group = group_for(a.width / lanes, kSegmentThreads), per_block = kSegmentThreads / group;
-  const int64_t columns = (a.width + group * lanes - 1) / (group * lanes);
-  const Shape shape{(places + per_block - 1) / per_block * columns, kSegmentThreads, 1,
+  const int64_t columns = ceil_div(a.width, group * lanes);
+  const Shape shape{ceil_div(places, per_block) * columns, kSegmentThreads, 1,
                     per_block * int64_t{sizeof(Chunk)}};
   return launch(kernel, shape, stream, a, group);
 }

@@ -18,6 +18,9 @@ struct Departure {
 constexpr double kTiny = 2.2250738585072014e-308;
 constexpr double kSingle = 1e-12;  // of the mean squared: less variance is one node
 
+// Of a beta or a weight decay's factor; finite for a beta of 0.
+FT_HD double log_of(double x) { return log(x > kTiny ? x : kTiny); }
+
 // The two-point Gauss rule of the moments 0 to 3 of z from `first` to `last`; two nodes of weight 0 where
 // nothing is missed.
 FT_HD void set_nodes(Departure& d, const double (&moments)[4], double first, double last) {

@@ -78,16 +78,17 @@ class PutOff:
         apply_factor(self.grad())
 
 
-def factor_of(grad: Tensor) -> Tensor | None:
-    """What its values are still to be multiplied by, a scalar."""
+def factor_of(grad: Tensor | None) -> Tensor | None:
+    """What the values of a row gradient are still to be multiplied by, a scalar."""
     return getattr(grad, "factor", None)
 
 
 @torch.no_grad()
 def apply_factor(grad: Any) -> None:
     """Multiply the values of a row gradient by its factor, if it has one."""
-    if getattr(grad, "factor", None) is not None:
-        grad._values().mul_(grad.factor.to(grad.dtype))
+    factor = factor_of(grad)
+    if factor is not None:
+        grad._values().mul_(factor.to(grad.dtype))
         grad.release()
         del grad.factor, grad.release
 

@@ -99,7 +99,7 @@ class RowOptimizer(torch.optim.Optimizer):
         if not self._lags(t):
             t.last[ids] = len(t.steps)
         leap = t.leap  # which does not reach to the end of this step
-        t.advance(self.numbers(group, t.offset + len(t.steps) + 1), t.rule, verdict)
+        t.advance(self.numbers(group, t.offset + len(t.steps) + 1), verdict)
         try:
             t.kernel.step_rows(t, ids, grad._values(), t.rule, t.steps, leap, scale, found_inf)
         except BaseException:  # no memory: it was no step

@@ -37,24 +37,23 @@ class Table:
         keeps = rounding == "master" and table.dtype != self.dtype
         self.master = table.new_empty(0, table.shape[1], dtype=self.dtype) if keeps else None
         self.used = self.filled = self.offset = 0
-        self.numbers = rule.width
-        self.steps = Steps(self.numbers)
+        self.steps = Steps(rule.width)
         self.verdict: Verdict | None = None
         self.start_over()
 
     def start_over(self) -> None:
         """All rows have taken all steps."""
         self.offset += len(self.steps)
-        self.steps = Steps(self.numbers)
+        self.steps = Steps(self.rule.width)
         self.leaps: Leaps | None = None
         self.last.zero_()
         self.fill()
 
-    def advance(self, numbers: tuple[float, ...], rule: Any, verdict: Verdict | None = None) -> None:
+    def advance(self, numbers: tuple[float, ...], verdict: Verdict | None = None) -> None:
         """One step more, of which a `verdict` has yet to say whether it is skipped."""
         self.settle()
         if self.fast and not len(self.steps):
-            self.leaps = rule.leaps(self.offset)
+            self.leaps = self.rule.leaps(self.offset)
         self.steps.append(numbers)
         self.verdict = verdict
 

@@ -40,7 +40,7 @@ def table(width: int, dtype: torch.dtype, eps: float = 1e-8, **options: Any) -> 
     if t.master is not None:
         t.master[: t.used] += t.master[: t.used] * 1e-4 * torch.randn(t.used, width, generator=g)
     for step in range(1, STEPS + 1):
-        t.advance(numbers(step), rule)
+        t.advance(numbers(step))
     t.last[:] = torch.randint(STEPS + 1, (ROWS,), generator=g, dtype=torch.int32)
     t.last[:6] = torch.tensor([0, 1, STEPS - 1, STEPS, STEPS, STEPS - 2])
     return t, rule
@@ -118,7 +118,7 @@ def test_steps(dtype: torch.dtype, eps: float, by_leap: bool, shim: Shimmed) -> 
         exact, leap, before = in_double(t, rule), t.leap if by_leap else None, parts(t)
         old = exact.table.clone()
         grad = (torch.randn(len(ids), width, generator=torch.Generator().manual_seed(i)) * 1e-2).to(dtype)
-        t.advance(numbers(STEPS + 1), rule)
+        t.advance(numbers(STEPS + 1))
         reference.step_rows(exact, ids, grad.double(), rule, t.steps, None)
         shim.row_update.step_rows(t, ids, grad, rule, t.steps, leap)
         check(t, ids, exact, old)
@@ -136,7 +136,7 @@ def test_steps_with_scalars(dtype: torch.dtype, shim: Shimmed) -> None:
         exact, leap, before = in_double(t, rule), t.leap, parts(t)
         old = exact.table.clone()
         grad = torch.randn(len(ADMITTED), width, generator=torch.Generator().manual_seed(i)).to(dtype)
-        t.advance(numbers(STEPS + 1), rule)
+        t.advance(numbers(STEPS + 1))
         scale = torch.tensor(1 / 300)
         for found_inf in (1.0, torch.nan):
             shim.row_update.step_rows(t, ADMITTED, grad, rule, t.steps, leap, scale, torch.tensor(found_inf))
@@ -195,7 +195,7 @@ def test_without_a_master_the_table_is_what_steps(rounding: str, shim: Shimmed) 
     exact = in_double(t, rule)
     old, grad = exact.table.clone(), torch.full((len(ADMITTED), 36), 1e-2)
     leap = t.leap
-    t.advance(numbers(STEPS + 1), rule)
+    t.advance(numbers(STEPS + 1))
     reference.step_rows(exact, ADMITTED, grad.to(dtype).double(), rule, t.steps, None)
     shim.row_update.step_rows(t, ADMITTED, grad, rule, t.steps, leap)
     check(t, ADMITTED, exact, old)
@@ -207,7 +207,7 @@ def test_the_first_step_of_all(shim: Shimmed) -> None:
     t = Table(torch.ones(ROWS, 12), rule, {}, "master", fast=True)
     assert torch.equal(shim.row_update.read_rows(t, ADMITTED, rule, t.steps, t.leap), torch.ones(9, 12))
     t.admit(ADMITTED)
-    t.advance(numbers(1), rule)
+    t.advance(numbers(1))
     grad = torch.linspace(-1, 1, 9 * 12).reshape(9, 12)
     shim.row_update.step_rows(t, ADMITTED, grad, rule, t.steps, None)
     p = torch.nn.Parameter(torch.ones(9, 12, dtype=torch.float64))

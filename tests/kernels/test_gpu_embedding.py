@@ -70,7 +70,7 @@ class Updated:
 
     def step(self, ids: Tensor, grad: Tensor, step: int) -> None:
         leap = self.t.leap
-        self.t.advance((1 - 1e-4, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2), self.rule)
+        self.t.advance((1 - 1e-4, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2))
         self.kernel.step_rows(self.t, ids, grad, self.rule, self.t.steps, leap)
 
 

@@ -73,7 +73,7 @@ def trained(
         assert torch.equal(before, t.table)
         t.admit(ids)
         leap = t.leap
-        t.advance((1 - 1e-4, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2), rule)
+        t.advance((1 - 1e-4, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2))
         kernel.step_rows(t, ids, grad, rule, t.steps, leap)
         others = torch.ones(ROWS, dtype=torch.bool).index_fill_(0, ids, False)
         assert torch.equal(before[others], t.table[others])
@@ -115,7 +115,7 @@ def one_step(kernel: Any, t: Table, ids: Tensor, grad: Tensor, *scalars: float |
     leap, step = t.leap, len(t.steps) + 1
     scale, found_inf = (None if x is None else torch.tensor(x) for x in (*scalars, None, None)[:2])
     numbers = 1 - 1e-4, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2
-    t.advance(numbers, RULE, None if found_inf is None else Verdict(found_inf))
+    t.advance(numbers, None if found_inf is None else Verdict(found_inf))
     kernel.step_rows(t, ids, grad, RULE, t.steps, leap, *([scale, found_inf] if scalars else []))
     t.settle()
 
@@ -231,7 +231,7 @@ def test_without_a_master(backend: str, rounding: str) -> None:
         t.admit(ids)
         leap = t.leap
         lr = 2**-8 / 100  # below 1 a unit is 2^-8
-        t.advance((1.0, lr / (1 - 0.9), (1 - 0.999) ** 0.5, lr), RULE)
+        t.advance((1.0, lr / (1 - 0.9), (1 - 0.999) ** 0.5, lr))
         torch.manual_seed(0)
         kernel.step_rows(t, ids, torch.ones(20, 1500, dtype=torch.bfloat16), RULE, t.steps, leap)
         moved = t.table[ids] != 1
@@ -252,7 +252,7 @@ def test_an_output_larger_than_caches(width: int, dtype: torch.dtype) -> None:
         ids = torch.arange(0, 300, step, device="cpu")
         t.admit(ids)
         leap = t.leap
-        t.advance((0.999, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2), RULE)
+        t.advance((0.999, 1e-2 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 1e-2))
         kernel.step_rows(t, ids, torch.randn(len(ids), width, device="cpu").to(dtype), RULE, t.steps, leap)
     groups = grouped(torch.randint(300, (4500,), device="cpu"), 300)
     rows = kernel.read_rows(t, groups.touched, RULE, t.steps, t.leap)

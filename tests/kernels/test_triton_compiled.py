@@ -162,7 +162,7 @@ def test_row_update(architecture: int) -> None:
         ids = torch.arange(3)
         t.admit(ids)
         for _ in range(2):
-            t.advance((1.0, 0.1, 0.1, 0.1), rule)
+            t.advance((1.0, 0.1, 0.1, 0.1))
         leap = t.leap
         assert leap is not None
         with launches_compiled(architecture) as compiled:
